@@ -1,0 +1,286 @@
+"""Finding and reading model folders: which layout, which files, are they whole.
+
+Every tensor is read by itself, checked against the module it belongs to and placed in its final type, so that loading
+holds the model plus one tensor; nothing is left over, nothing is left without a value. Reading is the same for both
+layouts, they differ in names only. Nothing here goes to the network unless ``allow_download`` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svi.backends.placement import Placement
+from svi.errors import UserError, nearest
+
+SETTINGS_FILE = "svi.json"
+POCKET = "pocket"
+# Short names of models on the hub, in the diffusers layout.
+REGISTERED: dict[str, str] = {
+    "wan2.1-i2v-480p": "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+    "wan2.1-i2v-720p": "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+Tensors = Iterable[tuple[str, Tensor]]
+
+
+@dataclass
+class Parts:
+    """The loaded parts of a model, the files they came from and the settings the folder recommends."""
+
+    transformer: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any | None
+    image_encoder: Any | None
+    files: list[Path] = field(default_factory=list)
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+# -- which folder ------------------------------------------------------------------------------------------------------
+
+
+def find_model(model: str, *, allow_download: bool = False) -> Path:
+    """The folder of a model by name, path or hub id.
+
+    Raises:
+        UserError: where there is none; the message names the nearest known name or the command that fetches it.
+    """
+    if model == POCKET:
+        from importlib.resources import files
+
+        folder = Path(str(files("svi.pocket").joinpath("assets", "model")))
+        if not folder.is_dir():
+            raise UserError("this installation lacks the pocket model: reinstall, or build it with `svi pocket build`")
+        return folder
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(f"{model} is a file, not a model folder: give the folder that holds it")
+    hub_id = REGISTERED.get(model, model)
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(f"unknown model {model!r}: {nearest(model, [POCKET, *REGISTERED])} (or give a folder or a hub id)")
+    return _from_hub(model, hub_id, allow_download)
+
+
+def _from_hub(model: str, hub_id: str, allow_download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, local_files_only=not allow_download))
+    except Exception as error:  # the hub client has a dozen kinds, all of which mean: it is not here
+        if allow_download:
+            raise UserError(f"could not download {hub_id}: {error}") from error
+        raise UserError(
+            f"model {model!r} is neither a folder nor downloaded yet: add --download to fetch it from the Hugging Face "
+            f"hub, or run `hf download {hub_id} --local-dir FOLDER` and give --model FOLDER"
+        ) from None
+
+
+def load_parts(folder: Path, placement: Placement, say: Callable[[str], None] = lambda line: None) -> Parts:
+    """Load all parts of a model folder in either layout.
+
+    Raises:
+        UserError: for a folder that is no model, and for missing, damaged or foreign files in it.
+    """
+    from svi.backends import folders, official
+
+    if (folder / "model_index.json").is_file():
+        parts = folders.load(folder, placement, say)
+    elif official.is_official(folder):
+        parts = official.load(folder, placement, say)
+    else:
+        raise UserError(
+            f"{folder} is no model folder: it has neither model_index.json (diffusers layout) nor config.json with "
+            "diffusion_pytorch_model*.safetensors (official Wan layout)"
+        )
+    settings = folder / SETTINGS_FILE
+    if settings.is_file():
+        parts.files.append(settings)
+        parts.defaults.update(read_json(settings))
+    return parts
+
+
+# -- reading files -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises about ``path`` into one line that names it and the remedy."""
+    from safetensors import SafetensorError
+
+    remedy = "fetch the file again"
+    try:
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise UserError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder")
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {remedy}") from None
+    except (SafetensorError, pickle.UnpicklingError, EOFError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).split("\n", 1)[0][:120]
+        raise UserError(f"{path} is damaged, cut short or not what its name says ({reason}): {remedy}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    with reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
+
+
+def safetensors_files(folder: Path, stem: str) -> list[Path]:
+    """The weight files called ``stem`` in ``folder``: one file, or the shards that its index lists."""
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        if single.is_file():
+            return [single]
+        raise UserError(f"{single} is missing: fetch the model folder again (only .safetensors weights are read here)")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index} has no weight_map: fetch the file again")
+    shards = [folder / name for name in sorted({str(name) for name in weight_map.values()})]
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"{shard} is missing, though {index.name} lists it: fetch the file again")
+    return shards
+
+
+def safetensors(paths: Sequence[Path]) -> Tensors:
+    """Names and tensors of safetensors files, one tensor in memory at a time."""
+    from safetensors import safe_open
+
+    for path in paths:
+        with reading(path):
+            handle: Any = safe_open(str(path), framework="pt", device="cpu")
+        with handle:
+            for name in list(handle.keys()):
+                with reading(path):
+                    tensor = handle.get_tensor(name)
+                yield name, tensor
+
+
+def checkpoint(path: Path) -> dict[str, Tensor]:
+    """A ``.pth`` file of plain tensors. Never unpickles anything else."""
+    with reading(path):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds something other than named tensors: fetch the file again")
+    return content
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep diffusers and transformers from logging what is checked here anyway."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = [(log, log.get_verbosity()) for log in (diffusers_logging, transformers_logging)]
+    for log, _ in before:
+        log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for log, level in before:
+            log.set_verbosity(level)
+
+
+# -- filling modules ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def empty_weights() -> Iterator[None]:
+    """Modules made inside have parameters without storage and buffers with their values."""
+    import accelerate
+
+    with accelerate.init_empty_weights(include_buffers=False):
+        yield
+
+
+def fill(
+    module: Any,
+    tensors: Tensors,
+    *,
+    source: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    keep_fp32: Sequence[str] = (),
+    optional: Iterable[str] = (),
+    tie: Callable[[Any], None] | None = None,
+) -> None:
+    """Give every parameter of ``module`` its tensor, and its evaluation mode.
+
+    Args:
+        tensors: names as in the module's state dict, with their values.
+        source: what to name in errors.
+        keep_fp32: parts of names whose tensors stay in fp32 whatever ``dtype``.
+        optional: names that may be absent, because ``tie`` (called when all else is filled) ties them to others.
+
+    Raises:
+        UserError: for a tensor that the module does not have or has in another shape, and for one that is missing.
+    """
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name, tensor in tensors:
+        shape = wanted.pop(name, None)
+        if shape is None:
+            raise UserError(f"{source} holds {name}, which {type(module).__name__} lacks: config and weights do not fit")
+        if shape != tuple(tensor.shape):
+            raise UserError(f"{source}: {name} is {tuple(tensor.shape)}, the config says {shape}: they do not fit")
+        exact = any(part in name.split(".") for part in keep_fp32)
+        # A copy even where nothing changes: a tensor mapped from the file would change or fail with it during a run.
+        value = tensor.to(device, torch.float32 if exact else dtype, copy=True).contiguous()
+        owner, _, leaf = name.rpartition(".")
+        parent = module.get_submodule(owner)
+        if leaf in parent._parameters:
+            parent.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+        else:
+            parent.register_buffer(leaf, value)
+    missing = sorted(set(wanted) - set(optional))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{source} lacks {missing[0]}{more}: fetch the file again")
+    if tie is not None:
+        tie(module)
+    module.to(device).eval().requires_grad_(False)
+
+
+# -- identity ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: str, size: int, modified_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, computed once per process while its size and time do not change."""
+    status = path.stat()
+    return _sha256(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+def hashes(folder: Path, files: Iterable[Path]) -> Mapping[str, str]:
+    """``{name relative to folder: sha256}``, sorted by name."""
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(set(files))}

@@ -1,0 +1,209 @@
+"""Commands that make no clips: show, export, presets, schema, doctor, parity, pocket."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svi.cli import DONE
+from svi.errors import UserError
+from svi.progress import human_time, shortened
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from svi.generation.show import RunReport
+
+
+def show(args: argparse.Namespace) -> int:
+    """``svi show``."""
+    from svi.generation.run import Run
+    from svi.generation.show import report, save_sheet
+
+    run = Run.open(args.run)
+    sheet = None
+    if args.sheet is not None:
+        sheet = save_sheet(run, Path(args.sheet or run.path / "sheet.png"), rows=args.rows, columns=args.columns)
+    found = report(run)
+    if args.json:
+        print(json.dumps({**found.to_dict(), "sheet": sheet and str(sheet)}, ensure_ascii=False))
+        return DONE
+    print_report(found)
+    if sheet is not None:
+        print(f"contact sheet: {sheet}")
+    return DONE
+
+
+def print_report(found: RunReport) -> None:
+    """The report as a table."""
+    from rich.table import Table
+
+    console = _console()
+    clips = f"{found.clips} of {'endless' if found.target is None else found.target}"
+    console.print(f"[bold]{found.run}[/bold]: {found.state}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{clips} clips, {human_time(found.seconds)} of video at {found.fps:g} fps, {found.width}x{found.height}, "
+        f"{found.disk_bytes / 2**20:.1f} MiB\n"
+        f"model {found.model}, preset {found.preset}, {found.steps} steps, guidance {found.guidance:g}, seed {found.seed}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if found.rows:
+        table = Table("clip", "seconds", "take", "seed", "took", "prompt", box=None, pad_edge=False)
+        for row in found.rows:
+            take = str(row.take) if row.takes == 1 else f"{row.take} ({row.takes} in all)"
+            times = f"{row.start_s:.1f}-{row.end_s:.1f}"
+            table.add_row(str(row.clip), times, take, str(row.seed), human_time(row.took_s), shortened(row.prompt, 72))
+        console.print(table)
+    for line in found.damage:
+        console.print(f"damaged: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+    for line in found.advice:
+        console.print(f"remedy: {line}", markup=False, highlight=False, soft_wrap=True)
+    if found.video:
+        console.print(f"video: {found.video}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def export(args: argparse.Namespace) -> int:
+    """``svi export``; a run whose ``run.json`` is damaged still gives what clips it has, as mp4."""
+    from svi.generation.export import export as write
+    from svi.generation.run import Run
+
+    try:
+        run = Run.open(args.run)
+    except UserError as error:
+        print(_salvaged(args, error))
+        return DONE
+    print(write(run, args.out, format=args.format, range=args.range, scale=args.scale))
+    return DONE
+
+
+def _salvaged(args: argparse.Namespace, error: UserError) -> Path:
+    from svi.generation.verify import salvage
+
+    folder = Path(args.run)
+    if not (folder / "clips").is_dir() or args.format not in (None, "mp4") or args.range or args.scale != 1:
+        raise error
+    target = Path(args.out) if args.out else folder.resolve().parent / f"{folder.resolve().name}-saved.mp4"
+    if target.exists():
+        raise UserError(f"{target} exists already and is not replaced: give another --out")
+    frames = salvage(folder, target)
+    print(f"{error}; saved {frames} frames of its finished clips", file=sys.stderr)
+    return target
+
+
+def presets(args: argparse.Namespace) -> int:
+    """``svi presets``."""
+    from rich.table import Table
+
+    from svi.conditioning.policy import PRESETS
+
+    if args.json:
+        print(json.dumps({name: asdict(policy) for name, policy in PRESETS.items()}, ensure_ascii=False))
+        return DONE
+    table = Table("preset", "carries over", "overlap", "steps", "guidance", "trained on", "what it is for", box=None)
+    for name, policy in PRESETS.items():
+        carried = f"{policy.motion_frames} frames" if policy.hand_off == "pixel" else f"{policy.motion_latents} latents"
+        base = policy.base if policy.drive is None else f"{policy.base} (needs {policy.drive})"
+        row = (name, carried, str(policy.overlap), str(policy.steps), f"{policy.guidance:g}", base, policy.summary)
+        table.add_row(*row)
+    _console().print(table)
+    return DONE
+
+
+def schema(args: argparse.Namespace) -> int:
+    """``svi schema``."""
+    from svi.generation.files import write_atomic
+    from svi.generation.storyboard import schema_text
+
+    if args.out is None:
+        sys.stdout.write(schema_text())
+        return DONE
+    path = Path(args.out)
+    if path.exists():
+        raise UserError(f"{path} exists already and is not replaced: give another --out")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist")
+    write_atomic(path, schema_text().encode())
+    print(path)
+    return DONE
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """``svi doctor``: what is installed, and where and how a model would run."""
+    found = examination(args.device)
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return DONE
+    for topic, lines in found.items():
+        print(f"{topic}:")
+        for line in [f"{k} {v}" for k, v in lines.items()] if isinstance(lines, dict) else lines:
+            print(f"  {line}")
+    return DONE
+
+
+def examination(device: str | None) -> dict[str, Any]:
+    """Versions, machine, choices with their reasons, and what is wrong."""
+    import av
+    import torch
+
+    from svi.backends.placement import choose
+    from svi.backends.weights import find_model
+    from svi.generation.manifest import software_versions
+
+    placement = choose(device)
+    problems = []
+    if "libx264" not in av.codecs_available:
+        problems.append("PyAV has no libx264 encoder: install the wheel from PyPI (pip install --force-reinstall av)")
+    try:
+        pocket = "present" if (find_model("pocket") / "model_index.json").is_file() else "incomplete"
+    except UserError as error:
+        pocket = "missing"
+        problems.append(str(error))
+    machine = {"system": platform.platform(), "cores": os.cpu_count(), "torch threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        machine["GPU memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    return {
+        "versions": software_versions(),
+        "machine": machine,
+        "choices": placement.lines(),
+        "pocket model": [pocket],
+        "problems": problems or ["none found"],
+    }
+
+
+def parity(args: argparse.Namespace) -> int:
+    """``svi parity``."""
+    folder = Path(args.folder)
+    if not (folder / "expected.json").is_file():
+        raise UserError(f"{folder} is no parity kit: it has no expected.json")
+    from svi.backends.parity import compare
+
+    failed = 0
+    for line in compare(folder):
+        print(line)
+        failed += not line.ok
+    if failed:
+        raise UserError(f"{failed} comparisons are out of bounds: do not trust videos of this installation")
+    return DONE
+
+
+def pocket(args: argparse.Namespace) -> int:
+    """``svi pocket build ...``."""
+    if not args.rest or args.rest[0] != "build":
+        raise UserError("say what to do with the pocket model: svi pocket build --help")
+    from svi.pocket.build import main
+
+    return main(args.rest[1:])

@@ -1,0 +1,60 @@
+"""What one clip leaves for the next: explicit, serialisable, constant in size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svi.conditioning.policy import ConditioningPolicy
+
+
+@dataclass(frozen=True)
+class ClipMemory:
+    """State carried between clips.
+
+    Attributes:
+        reference: ``(B, H, W, 3)`` uint8, the user's image; never changes within a run.
+        frames: ``(B, m, H, W, 3)`` uint8, the last decoded frames (pixel hand-off); before the first clip the reference.
+        latents: ``(B, C, k, h, w)`` fp32 normalised, the last latents (latent hand-off); None before the first clip.
+        clip_index: index of the clip to be made next.
+    """
+
+    reference: Tensor
+    frames: Tensor
+    latents: Tensor | None = None
+    clip_index: int = 0
+
+    @classmethod
+    def start(cls, reference: Tensor) -> ClipMemory:
+        """Memory before the first clip. ``reference``: ``(B, H, W, 3)`` or ``(H, W, 3)`` uint8.
+
+        The first clip gets a single frame even where later ones get five, as published (``test_svi.py``).
+        """
+        if reference.ndim == 3:
+            reference = reference[None]
+        if reference.dtype != torch.uint8 or reference.ndim != 4 or reference.shape[-1] != 3:
+            raise ValueError(f"reference must be uint8 (B, H, W, 3), not {reference.dtype} {tuple(reference.shape)}")
+        return cls(reference=reference, frames=reference[:, None])
+
+    def update(self, frames: Tensor, latents: Tensor, policy: ConditioningPolicy) -> ClipMemory:
+        """Memory after a clip. ``frames``: ``(B, T, H, W, 3)`` uint8, all decoded frames; ``latents``: ``(B, C, F, h, w)``."""
+        motion = max(1, policy.motion_frames)
+        return ClipMemory(
+            reference=self.reference,
+            frames=frames[:, -motion:].clone(),
+            latents=latents[:, :, -policy.motion_latents :].float().clone() if policy.motion_latents else None,
+            clip_index=self.clip_index + 1,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything needed to restore this memory, as named tensors (safetensors-ready)."""
+        state = {"reference": self.reference, "frames": self.frames, "clip_index": torch.tensor([self.clip_index])}
+        return state if self.latents is None else {**state, "latents": self.latents}
+
+    @classmethod
+    def from_tensors(cls, state: Mapping[str, Tensor]) -> ClipMemory:
+        """Inverse of :meth:`tensors`."""
+        return cls(state["reference"], state["frames"], state.get("latents"), int(state["clip_index"].item()))

@@ -1,0 +1,98 @@
+"""The keyword arguments that the functions of ``svi.api`` share, as typed dictionaries. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, TypedDict
+
+from svi.backends.base import Backend
+from svi.errors import nearest
+from svi.generation.events import Listener, silent
+from svi.prepare import Sampling
+
+Model = str | PathLike[str] | Backend
+ShouldStop = Callable[[], bool]
+
+
+class Pictures(TypedDict, total=False):
+    """How pictures are made. Left out: the storyboard's value, else the model's, else the preset's.
+
+    Keys:
+        preset: member of the SVI family, see ``svi.PRESETS``.
+        seed: same seed, same video; clip k is seeded ``seed + 42 k``.
+        steps: denoising steps per clip.
+        guidance: how strictly prompts are followed.
+        solver: see ``svi.solvers.SOLVERS``.
+        negative_prompt: what should not be seen.
+    """
+
+    preset: str | None
+    seed: int | None
+    steps: int | None
+    guidance: float | None
+    solver: str | None
+    negative_prompt: str | None
+
+
+class Window(TypedDict, total=False):
+    """The shape of a clip.
+
+    Keys:
+        num_frames: frames per clip, ``4 n + 1``; left out: what the model was trained on.
+        size: ``(width, height)`` in pixels; left out: derived from the image.
+    """
+
+    num_frames: int | None
+    size: tuple[int, int] | None
+
+
+class Machine(TypedDict, total=False):
+    """Where the work is done, and who watches.
+
+    Keys:
+        device, dtype: of the model; left out: the best there is (``svi doctor`` tells the reasons).
+        download: whether a hub model that is not here may be fetched.
+        on_event: called with every event (``svi.generation.events``).
+        should_stop: asked after every step; True ends early with finished clips intact.
+    """
+
+    device: str | None
+    dtype: str | None
+    download: bool
+    on_event: Listener
+    should_stop: ShouldStop | None
+
+
+class GenerateOptions(Pictures, Window, Machine, total=False):
+    """Options of ``generate`` and ``stream``."""
+
+
+class BranchOptions(Pictures, Machine, total=False):
+    """Options of ``branch``."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """:class:`Machine` with its defaults."""
+
+    device: str | None = None
+    dtype: str | None = None
+    download: bool = False
+    on_event: Listener = silent
+    should_stop: ShouldStop | None = None
+
+
+def split(options: GenerateOptions | BranchOptions | Machine) -> tuple[Sampling, Place]:
+    """Options as objects.
+
+    Raises:
+        TypeError: for an unknown name; the message names the nearest.
+    """
+    given: dict[str, Any] = dict(options)
+    for name in given:
+        if name not in GenerateOptions.__annotations__:
+            raise TypeError(f"unknown argument {name!r}: {nearest(name, GenerateOptions.__annotations__)}")
+    place = {name: given.pop(name) for name in Machine.__annotations__ if name in given}
+    return Sampling(**given), Place(**place)

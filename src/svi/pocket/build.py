@@ -1,0 +1,90 @@
+"""Make the pocket model from nothing: ``svi pocket build``.
+
+Three stages, each resumable: the VAE (``train_vae``), latents of a fixed set of worlds (``encode``), the diffusion
+transformer with its text and image encoders (``train_dit``). Kill it at any time and run the same command again.
+What comes out is an ordinary diffusers folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from svi.backends.wan import WanBackend
+from svi.geometry import Geometry
+from svi.pocket.components import SETTINGS, Components, new_components, save_components
+from svi.pocket.encode import encode
+from svi.pocket.train_dit import BATCH, dit_stage
+from svi.pocket.train_vae import PHASES, Phase, latent_statistics, vae_stage
+from svi.pocket.trainloop import train
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of ``svi pocket build``."""
+    arguments = argparse.ArgumentParser("svi pocket build", description=__doc__)
+    arguments.add_argument("out", type=Path, help="folder for checkpoints, logs and, in model/, the finished model")
+    arguments.add_argument("--seed", type=int, default=0, help="weights, data and noise follow from it (default 0)")
+    arguments.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    arguments.add_argument("--clips", type=int, default=6400, help="clips to encode for stage 3 (default 6400)")
+    arguments.add_argument("--steps", type=int, default=4500, help="optimizer steps of stage 3 (default 4500)")
+    arguments.add_argument("--batch", type=int, default=BATCH, help=f"clips per step of stage 3 (default {BATCH})")
+    arguments.add_argument("--vae-scale", type=float, default=1.0, help="times the usual steps of stage 1 (default 1)")
+    arguments.add_argument("--stage", choices=("vae", "encode", "dit"), default="dit", help="stop after this stage")
+    arguments.add_argument("--random", action="store_true", help="write random weights to OUT and stop (for tests)")
+    return arguments
+
+
+def geometry() -> Geometry:
+    """The pocket model's window."""
+    names = ("height", "width", "num_frames", "fps")
+    return Geometry(**{name: SETTINGS[name] for name in names})
+
+
+def finish_vae(parts: Components, out: Path, *, seed: int, phases: tuple[Phase, ...], console: Console) -> None:
+    """Stage 1, with the latent statistics written into the VAE's configuration."""
+    train(vae_stage(parts.vae, phases), out, seed=seed, console=console)
+    statistics = out / "vae-latents.json"
+    if not statistics.exists():
+        mean, std = latent_statistics(parts.vae, seed=seed)
+        statistics.write_text(json.dumps({"latents_mean": mean, "latents_std": std}) + "\n")
+    parts.vae.register_to_config(**json.loads(statistics.read_text()))
+
+
+def backend_of(parts: Components) -> WanBackend:
+    """The parts as a backend in fp32, with gradients."""
+    raise NotImplementedError  # replaced below when the backend's constructor is known
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(argv)
+    console = Console(file=sys.stdout, soft_wrap=True)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    parts = new_components(options.seed)
+    if options.random:
+        save_components(parts, options.out)
+        return 0
+    phases = tuple(Phase(p.frames, p.batch, round(p.steps * options.vae_scale)) for p in PHASES)
+    finish_vae(parts, options.out, seed=options.seed, phases=phases, console=console)
+    if options.stage == "vae":
+        return 0
+    data = encode(
+        parts.vae, options.out / "latents", clips=options.clips, seed=options.seed, geometry=geometry(), console=console
+    )
+    if options.stage == "encode":
+        return 0
+    stage = dit_stage(backend_of(parts), data, steps=options.steps, batch=options.batch)
+    train(stage, options.out, seed=options.seed, console=console)
+    save_components(parts, options.out / "model", dtype=torch.float16)
+    console.print(f"model: {options.out / 'model'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,321 @@
+"""From what a user hands in to checked inputs of a run, before any weights are loaded.
+
+Every mistake ends here in a UserError, the cheap checks first. Knows nothing about the command line; makes no video and
+writes no file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svi.backends.base import ModelInfo
+from svi.backends.lora import find_lora, parse_spec
+from svi.backends.peek import peek
+from svi.backends.placement import choose
+from svi.backends.weights import find_model
+from svi.conditioning.policy import get_policy
+from svi.errors import UserError
+from svi.generation.images import Reference, load_reference
+from svi.generation.live import check_loras
+from svi.generation.manifest import ModelRecord, RunSettings, resolve_settings
+from svi.generation.prompts import load_prompts, storyboard_from_prompts
+from svi.generation.run_folder import check_new
+from svi.generation.stitch import clips_for_seconds
+from svi.generation.storyboard import Storyboard, validated
+from svi.generation.storyboard_edit import until
+from svi.geometry import Geometry
+
+if TYPE_CHECKING:
+    from svi.generation.images import Source
+
+Prompts = str | PathLike[str] | Sequence[str] | Storyboard
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a user may ask of the pictures; None = the storyboard's, else the model's, else the preset's."""
+
+    preset: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    solver: str | None = None
+    num_frames: int | None = None
+    negative_prompt: str | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a video shall be; at most one of the three. All left out: as long as the story."""
+
+    clips: int | None = None
+    seconds: float | None = None
+    endless: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("clips", "seconds", "endless") if getattr(self, name) not in (None, False)]
+        if len(given) > 1:
+            raise UserError(f"give only one of {', '.join(given)}: they contradict each other")
+        if self.clips is not None and self.clips < 1:
+            raise UserError(f"clips must be at least 1, not {self.clips}")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise UserError(f"seconds must be a positive number, not {self.seconds}")
+
+    @property
+    def given(self) -> bool:
+        return self.clips is not None or self.seconds is not None or self.endless
+
+    def target(self, storyboard: Storyboard, settings: RunSettings) -> int | None:
+        """Clips of the run in all; None = endless."""
+        if self.endless:
+            return None
+        if self.clips is not None:
+            return self.clips
+        if self.seconds is not None:
+            return self.in_clips(settings)
+        if storyboard.clips == "endless":
+            return None
+        return storyboard.clips or storyboard.planned_clips
+
+    def in_clips(self, settings: RunSettings) -> int:
+        """Clips of a whole video that lasts ``seconds``."""
+        assert self.seconds is not None
+        overlap = get_policy(settings.preset).overlap
+        return clips_for_seconds(self.seconds, settings.fps, settings.num_frames, overlap)
+
+    def added(self, settings: RunSettings) -> int | None:
+        """Clips that make a video longer by ``clips`` or ``seconds``; None = endless."""
+        if self.seconds is None:
+            return self.clips
+        new = settings.num_frames - get_policy(settings.preset).overlap
+        return math.ceil(Fraction(str(self.seconds)) * settings.fps / new)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked inputs of a run. ``target``: clips in all, None = endless; ``notes``: what a user should know."""
+
+    storyboard: Storyboard
+    reference: Reference
+    settings: RunSettings
+    target: int | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, where and how; see ``svi.load``."""
+
+    model: str = "pocket"
+    loras: tuple[str, ...] = ()
+    device: str | None = None
+    dtype: str | None = None
+    download: bool = False
+
+    def check(self) -> None:
+        """Refuse an unknown device, dtype or LoRA, without loading anything."""
+        choose(self.device, self.dtype)
+        if self.loras:
+            folder = None if self.download else find_model(self.model)
+            for spec in self.loras:
+                check_lora(spec, folder)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The arguments of ``load_backend`` beside model and LoRAs."""
+        return {"device": self.device, "dtype": self.dtype, "allow_download": self.download}
+
+    def peek(self) -> tuple[Geometry, ModelInfo]:
+        """Shapes and recommended settings of the model, without its weights."""
+        return peek(self.model, allow_download=self.download)
+
+    def lora_strengths(self) -> dict[str, float]:
+        """Strength by LoRA name."""
+        return {spec.name: spec.strength for spec in map(parse_spec, self.loras)}
+
+    def lora_sources(self) -> dict[str, str]:
+        """What the user gave, by LoRA name: how a resumed run finds them."""
+        specs = [parse_spec(spec) for spec in self.loras]
+        return {s.name: os.path.abspath(s.source) if Path(s.source).is_file() else s.source for s in specs}
+
+
+def prepare(
+    image: Source | None,
+    prompts: Prompts | None,
+    *,
+    length: Length,
+    sampling: Sampling,
+    geometry: Geometry,
+    info: ModelInfo,
+    loras: dict[str, float] | None = None,
+) -> Prepared:
+    """Check everything that decides a run, against the shapes of the model.
+
+    Raises:
+        UserError: for the first mistake found.
+    """
+    if prompts is None:
+        prompts = _example_story(image)
+    storyboard, base = read_story(prompts)
+    source = image if image is not None else story_image(storyboard, base)
+    storyboard = storyboard.with_overrides(negative_prompt=sampling.negative_prompt)
+    if sampling.size is not None:
+        _checked(geometry, sampling.size)
+    reference = load_reference(source, sampling.size, geometry)
+    settings = settings_for(storyboard, sampling, geometry, info, (reference.width, reference.height), loras)
+    target = length.target(storyboard, settings)
+    return Prepared(storyboard, reference, settings, target, reference.notes)
+
+
+def settings_for(
+    storyboard: Storyboard,
+    sampling: Sampling,
+    geometry: Geometry,
+    info: ModelInfo,
+    size: tuple[int, int],
+    loras: dict[str, float] | None = None,
+    **fixed: Any,
+) -> RunSettings:
+    """Settings of a run; a LoRA strength in the storyboard that names no loaded LoRA is refused.
+
+    ``fixed``: settings that no option sets (``fps``, ``shift``).
+    """
+    negative = sampling.negative_prompt if sampling.negative_prompt is not None else storyboard.negative_prompt
+    settings = resolve_settings(
+        geometry,
+        info,
+        storyboard,
+        width=size[0],
+        height=size[1],
+        preset=sampling.preset,
+        seed=sampling.seed,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        solver=sampling.solver,
+        num_frames=sampling.num_frames,
+        negative_prompt=negative,
+        loras=loras or None,
+        **fixed,
+    )
+    check_loras(storyboard, settings)
+    drive = get_policy(settings.preset).drive
+    if drive is not None:
+        raise UserError(f"preset {settings.preset} is driven by {drive}, which cannot be given yet: choose another preset")
+    return settings
+
+
+def _example_story(image: Source | None) -> Path:
+    from svi.examples import STORYBOARD
+
+    if image is not None:
+        raise UserError("there are no prompts: say what happens with --prompt TEXT, --prompts FILE or --storyboard FILE")
+    return STORYBOARD
+
+
+def read_story(prompts: Prompts) -> tuple[Storyboard, Path]:
+    """The storyboard that ``prompts`` stands for, and the folder that its image is relative to."""
+    if isinstance(prompts, Storyboard):
+        return prompts, Path()
+    if isinstance(prompts, str):
+        return _from_texts([prompts]), Path()
+    if isinstance(prompts, PathLike):
+        return load_prompts(Path(prompts)), Path(prompts).parent
+    return _from_texts(list(prompts)), Path()
+
+
+def _from_texts(texts: Sequence[str]) -> Storyboard:
+    if any(not text.strip() for text in texts):
+        raise UserError("a prompt is empty: say what happens in the clip")
+    return storyboard_from_prompts(texts)
+
+
+def story_image(storyboard: Storyboard, base: Path) -> Path:
+    """The image that a storyboard names, relative to its folder."""
+    if storyboard.image is None:
+        raise UserError("there is no image: give one (svi generate IMAGE ...), or name one in the storyboard")
+    return base / storyboard.image
+
+
+def continue_story(old: Storyboard, clip: int, more: Storyboard) -> Storyboard:
+    """``old`` up to ``clip`` (not including it), then the scenes of ``more``."""
+    scenes = [scene.model_dump() for scene in more.scenes]
+    if more.prefix and more.prefix != old.prefix:
+        raise UserError("the new prompts have another prefix than the run: write it into the prompts instead")
+    return validated({**old.model_dump(), "clips": None, "scenes": [*until(old, clip), *scenes]}, "storyboard")
+
+
+def check_lora(spec: str, folder: Path | None) -> None:
+    """Refuse a LoRA that is missing, not a LoRA file, or has a strength that is no number."""
+    head, colon, tail = spec.rpartition(":")
+    if colon and Path(head).is_file() and not _is_number(tail):
+        raise UserError(f"strength of LoRA {head} must be a number, not {tail!r}")
+    parsed = parse_spec(spec)
+    path = find_lora(parsed.source, folder)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                names = list(file.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0][:80]
+            raise UserError(f"LoRA {path} is damaged or not safetensors ({reason}): fetch the file again") from None
+        if not names:
+            raise UserError(f"LoRA {path} holds no weights")
+    elif path.suffix not in {".ckpt", ".pt", ".pth"}:
+        raise UserError(f"LoRA {path} is not a .safetensors file (checkpoints of plain tensors: .ckpt, .pt, .pth)")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(geometry: Geometry, size: tuple[int, int]) -> None:
+    try:
+        geometry.check_size(size[1], size[0])
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def new_run_folder(out: str | PathLike[str] | None, name: str) -> Path:
+    """Where a new run goes: ``out``, or a new folder in ``runs`` called after ``name`` and the time.
+
+    Raises:
+        UserError: if it exists already, or cannot be made.
+    """
+    if out is None:
+        stem = f"{slug(name)}-{datetime.now():%Y%m%d-%H%M%S}"
+        counted = (RUNS / (stem if n == 1 else f"{stem}-{n}") for n in itertools.count(1))
+        path = next(p for p in counted if not p.exists())
+    else:
+        path = Path(out)
+    check_new(path)
+    return path
+
+
+def slug(text: str) -> str:
+    """A short file name from words: ``"A cat walks, slowly"`` -> ``a-cat-walks-slowly``."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    name = "-".join(words)
+    return name[:32].strip("-") or "run"
+
+
+def run_loras(record: ModelRecord, settings: RunSettings) -> tuple[str, ...]:
+    """The LoRAs that a run was made with, as ``SOURCE:STRENGTH``."""
+    return tuple(f"{record.lora_sources.get(name, name)}:{settings.loras.get(name, 1.0)!r}" for name in record.loras)

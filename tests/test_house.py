@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,10 +166,9 @@ def test_import_is_light(start: str):
 
 
 def test_help_is_fast():
-    """`svi --help` answers within a second; the best of three, because other processes may hold the machine."""
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "svi.cli", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 1.0, f"took {times}"
+    """`svi --help` takes less than a second of processor time; the clock on the wall would measure what else runs."""
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "svi.cli", "--help"], capture_output=True, check=True)
+    after = os.times()
+    spent = after.children_user - before.children_user + after.children_system - before.children_system
+    assert spent < 1.0

@@ -3,7 +3,7 @@
     backend = svi.load("pocket")
     run = svi.generate("cat.png", ["a cat walks", "the cat sits down"], clips=8, model=backend, out="runs/cat")
     svi.extend("runs/cat", ["the cat jumps"], clips=4, model=backend)
-    for clip in svi.stream("cat.png", ["a cat walks"], endless=True, model=backend):
+    for clip in svi.stream("cat.png", ["a cat walks"], model=backend):
         show(clip.new_frames)
 
 All input is checked before weights are loaded; every mistake is a ``svi.UserError`` that names the remedy. The command
@@ -12,9 +12,10 @@ line is a thin layer over these functions. Knows nothing about terminals.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, cast
 
 from svi.backends.base import Backend
 from svi.errors import UserError
@@ -97,30 +98,40 @@ def generate(
 
 def stream(
     image: Source | None = None,
-    prompts: Prompts | None = None,
+    prompts: Prompts | Iterator[str] | None = None,
     *,
     model: Model = "pocket",
     loras: Sequence[str] = (),
     out: str | PathLike[str] | None = None,
     clips: int | None = None,
     seconds: float | None = None,
-    endless: bool = False,
     **options: Unpack[GenerateOptions],
 ) -> Iterator[Clip]:
-    """The clips of a video, one by one as they are made. Nothing is written unless ``out`` names a run folder.
+    """The clips of a video, one by one as they are made: endless, unless ``clips`` or ``seconds`` say otherwise.
 
-    Arguments as in :func:`generate`. The input is checked at the call, not at the first clip; a clip is made when it
-    is asked for. ``clip.new_frames`` are the frames that it adds to the video.
+    Nothing is written unless ``out`` names a run folder. The input is checked at the call, not at the first clip; a
+    clip is made when it is asked for. ``clip.new_frames`` are the frames that it adds to the video.
+
+    Args:
+        prompts: as in :func:`generate`, or an iterator that is asked for one prompt before each clip (a live stream of
+            prompts); the video ends where it ends.
+        image, model, loras, out, clips, seconds, options: as in :func:`generate`.
 
     Raises:
         UserError: for bad input.
     """
     sampling, place = split(options)
-    length = Length(clips, seconds, endless)
+    length = Length(clips, seconds, endless=clips is None and seconds is None)
+    live = prompts if isinstance(prompts, Iterator) else None
+    if live is not None:
+        if out is not None:
+            raise UserError("a run needs prompts that it can read again: give a list, or leave out `out`")
+        first = next(live, "")
+        prompts, live = [first], itertools.chain([first], live)
     folder = None if out is None else new_run_folder(out, "")
-    job = Job.prepare(image, prompts, length, sampling, model, loras, place)
+    job = Job.prepare(image, cast("Prompts | None", prompts), length, sampling, model, loras, place)
     if folder is None:
-        return stream_clips(job.prepared, job.backend, place.should_stop)
+        return stream_clips(job.prepared, job.backend, place, live)
     return job.new_run(folder).stream(job.backend, on_event=place.on_event, should_stop=place.should_stop)
 
 

@@ -16,8 +16,8 @@ from svi.backends.base import Backend
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import get_policy
 from svi.errors import UserError
-from svi.generation.clip import Clip
-from svi.generation.events import Listener, Notice
+from svi.generation.clip import Clip, ClipPlan
+from svi.generation.events import Listener, Notice, Step
 from svi.generation.images import Reference
 from svi.generation.lock import holder
 from svi.generation.plans import clip_plans
@@ -25,13 +25,14 @@ from svi.generation.rollout import Stopped, rollout
 from svi.generation.run import Run
 from svi.generation.run_folder import check_new
 from svi.generation.storyboard import Storyboard
-from svi.options import Model, Place, ShouldStop
+from svi.options import Model, Place
 from svi.prepare import (
     Length,
     ModelChoice,
     Prepared,
     Prompts,
     Sampling,
+    Story,
     continue_story,
     new_run_folder,
     prepare,
@@ -65,18 +66,17 @@ class Job:
         place: Place,
     ) -> Job:
         """The job of a new video."""
+        story = Story.read(image, prompts)
         if isinstance(model, Backend):
-            prepared = prepare(
-                image, prompts, length=length, sampling=sampling, geometry=model.geometry, info=model.info
-            )
+            prepared = prepare(story, length=length, sampling=sampling, geometry=model.geometry, info=model.info)
             tell(prepared.notes, place.on_event)
             return cls(prepared, model)
+        if place.download:  # what follows may fetch many GB
+            story.check_image()
         choice = model_choice(model, loras, place)
         geometry, info = choice.peek()
         strengths = choice.lora_strengths()
-        prepared = prepare(
-            image, prompts, length=length, sampling=sampling, geometry=geometry, info=info, loras=strengths
-        )
+        prepared = prepare(story, length=length, sampling=sampling, geometry=geometry, info=info, loras=strengths)
         tell(prepared.notes, place.on_event)
         return cls(prepared, load_choice(choice, place.on_event), choice.lora_sources())
 
@@ -257,15 +257,29 @@ def overview(run: Run, target: int | None) -> Overview:
     )
 
 
-def stream_clips(prepared: Prepared, backend: Backend, should_stop: ShouldStop | None) -> Iterator[Clip]:
-    """Clips without a run folder."""
-    settings = prepared.settings
+def stream_clips(prepared: Prepared, backend: Backend, place: Place, live: Iterator[str] | None) -> Iterator[Clip]:
+    """Clips without a run folder. ``live``: asked for the prompt of each clip, where there is no fixed story."""
+    story, settings = prepared.storyboard, prepared.settings
+    plans = clip_plans(story, settings, stop=prepared.target)
+    if live is not None:
+        plans = (replace(plan, prompt=text) for text, plan in zip(live, plans, strict=False))
+    step: list[int] = []
+
+    def planned() -> Iterator[ClipPlan]:
+        for plan in plans:
+            step[:] = [plan.index]
+            yield plan
+
+    def on_step(done: int, steps: int) -> None:
+        place.on_event(Step(step[0], done, steps))
+
     clips = rollout(
-        clip_plans(prepared.storyboard, settings, stop=prepared.target),
+        planned(),
         ClipMemory.start(prepared.reference.image),
         backend=backend,
         policy=get_policy(settings.preset),
-        should_stop=should_stop,
+        on_step=on_step,
+        should_stop=place.should_stop,
     )
     try:
         yield from clips

@@ -122,9 +122,12 @@ def _unnormalised(backend: WanBackend, latents: Tensor) -> Tensor:
 
 def _encoders(backend: WanBackend, expected: dict[str, Tensor]) -> Iterator[Check]:
     video = to_video(expected["clip.image"][None, None])
+    assert backend.image_encoder is not None
     pixels = clip_pixels(video[:, :, 0], backend.image_encoder.config.image_size)
     yield Check("clip.pixels", _difference(pixels, expected["clip.pixels"]), CLIP_BOUND)
-    yield Check("clip.feature", _difference(clip_features(backend.image_encoder, pixels), expected["clip.feature"]), CLIP_BOUND)
+    yield Check(
+        "clip.feature", _difference(clip_features(backend.image_encoder, pixels), expected["clip.feature"]), CLIP_BOUND
+    )
     text = TextEncoder(backend.text_encoder, None).encode_tokens(expected["t5.ids"], expected["t5.mask"])
     yield Check("t5.embedding", _difference(text, expected["t5.embedding"]), TEXT_BOUND)
 
@@ -276,7 +279,9 @@ def _chain(backend: WanBackend, story: _Story, variant: str, policy: Conditionin
     """The last clip of one unbroken rollout."""
     count = story.settings["clips"]
     *_, last = _KitBackend(backend, story, variant).rollout(range(count), ClipMemory.start(story.reference), policy)
-    return _frames(f"{variant}.unbroken.frames", last.frames, story.expected[f"{variant}.{count - 1}.frames"], CHAIN_SHARE)
+    return _frames(
+        f"{variant}.unbroken.frames", last.frames, story.expected[f"{variant}.{count - 1}.frames"], CHAIN_SHARE
+    )
 
 
 def _frames(name: str, found: Tensor, wanted: Tensor, share_bound: float = FRAME_SHARE) -> Check:

@@ -152,8 +152,7 @@ class ModelChoice:
 
 
 def prepare(
-    image: Source | None,
-    prompts: Prompts | None,
+    story: Story,
     *,
     length: Length,
     sampling: Sampling,
@@ -166,17 +165,38 @@ def prepare(
     Raises:
         UserError: for the first mistake found.
     """
-    if prompts is None:
-        prompts = _example_story(image)
-    storyboard, base = read_story(prompts)
-    source = image if image is not None else story_image(storyboard, base)
-    storyboard = storyboard.with_overrides(negative_prompt=sampling.negative_prompt)
+    storyboard = story.storyboard.with_overrides(negative_prompt=sampling.negative_prompt)
     if sampling.size is not None:
         _checked(geometry, sampling.size)
-    reference = load_reference(source, sampling.size, geometry)
+    reference = load_reference(story.image, sampling.size, geometry)
     settings = settings_for(storyboard, sampling, geometry, info, (reference.width, reference.height), loras)
     target = length.target(storyboard, settings)
     return Prepared(storyboard, reference, settings, target, reference.notes)
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a video starts from: prompts, and an image that is not read yet."""
+
+    storyboard: Storyboard
+    image: Source
+
+    @classmethod
+    def read(cls, image: Source | None, prompts: Prompts | None) -> Story:
+        """From what a user gave; without image and prompts, the bundled example.
+
+        Raises:
+            UserError: for prompts that cannot be read, or where prompts or image are missing.
+        """
+        if prompts is None:
+            prompts = _example_story(image)
+        storyboard, base = read_story(prompts)
+        return cls(storyboard, image if image is not None else story_image(storyboard, base))
+
+    def check_image(self) -> None:
+        """Refuse an image that cannot be read, before its size is known to fit a model."""
+        anything = Geometry()
+        load_reference(self.image, (anything.width, anything.height), anything)
 
 
 def settings_for(

@@ -14,8 +14,13 @@ from svi.backends.wan import load_backend
 from svi.condition import ClipCondition
 
 KIT = Path(__file__).parents[1] / "data" / "parity" / "wan21-i2v-tiny"
-WORDS = "a red blue ball cat moves stops turns left right over the wall &".split()
-PARTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "image_encoder": "model"}
+WORDS = ["a", "red", "blue", "ball", "cat", "moves", "stops", "turns", "left", "right", "over", "the", "wall", "&"]
+PARTS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "image_encoder": "model",
+}
 
 
 def write_tokenizer(folder):

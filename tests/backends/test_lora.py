@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from svi.backends import official
-from svi.backends.lora import LoraSpec, convert, find_lora, load_loras, parse_spec
+from svi.backends.lora import convert, find_lora, parse_spec, read_lora
 from svi.backends.placement import Placement
 from svi.backends.wan import load_backend
 from svi.errors import UserError
@@ -24,7 +24,7 @@ def published(kit):
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def transformer(kit):
     return official.load(kit, Placement(torch.device("cpu")), need_tokenizer=False).transformer
 
@@ -80,7 +80,9 @@ def test_all_dialects_are_equal(published, transformer, dialect):
     assert len(converted) == 2 * len(published) == 40
     for stem, pair in published.items():
         for factor, wanted in zip("AB", pair, strict=True):
-            torch.testing.assert_close(converted[f"{official.dit_name(stem)}.lora_{factor}.weight"], wanted, rtol=1e-6, atol=0)
+            torch.testing.assert_close(
+                converted[f"{official.dit_name(stem)}.lora_{factor}.weight"], wanted, rtol=1e-6, atol=0
+            )
 
 
 def merged(backend, pairs, strength):
@@ -112,7 +114,9 @@ def test_attached_equals_merged_and_strength_changes_per_clip(diffusers_folder, 
 
 def test_several_loras_of_different_ranks_add_up(diffusers_folder, published, inputs, tmp_path):
     first = dict(list(published.items())[:7])
-    second = {stem: (torch.cat([a, a * 0.5]), torch.cat([b * 0.3, b])) for stem, (a, b) in list(published.items())[5:12]}
+    second = {
+        stem: (torch.cat([a, a * 0.5]), torch.cat([b * 0.3, b], 1)) for stem, (a, b) in list(published.items())[5:12]
+    }
     second |= {stem: (a[:2], b[:, :2]) for stem, (a, b) in list(published.items())[12:]}
     save_file(peft("")(first), tmp_path / "one.v1.safetensors")
     save_file(kohya("")(second), tmp_path / "two.safetensors")
@@ -138,12 +142,21 @@ def change(pairs, **changes):
 
 
 MISFITS = {
-    "unknown module": (lambda p: change(p, **{"blocks.0.other.lora_A.weight": torch.zeros(4, 96)}), "'blocks.0.other.lora_A"),
+    "unknown module": (
+        lambda p: change(p, **{"blocks.0.other.lora_A.weight": torch.zeros(4, 96)}),
+        "'blocks.0.other.lora_A",
+    ),
     "another depth": (lambda p: change(p, **{"blocks.9.self_attn.q.lora_A.weight": torch.zeros(4, 96)}), "blocks.9"),
-    "extra network": (lambda p: change(p, **{"dwpose_embedding.0.weight": torch.zeros(4)}), "dwpose_embedding.0.weight"),
+    "extra network": (
+        lambda p: change(p, **{"dwpose_embedding.0.weight": torch.zeros(4)}),
+        "dwpose_embedding.0.weight",
+    ),
     "whole weight": (lambda p: change(p, **{"blocks.0.self_attn.q.diff_b": torch.zeros(96)}), "diff_b"),
-    "another prefix": (lambda p: peft("text_model.")(p), "text_model.blocks"),
-    "another width": (lambda p: {**change(p), "blocks.0.ffn.0.lora_A.weight": torch.zeros(4, 95)}, "ffn.net.0.proj maps 96 to 128"),
+    "another prefix": (peft("text_model."), "text_model.blocks"),
+    "another width": (
+        lambda p: {**change(p), "blocks.0.ffn.0.lora_A.weight": torch.zeros(4, 95)},
+        "ffn.net.0.proj maps 96 to 128",
+    ),
     "half a pair": (lambda p: {n: v for n, v in change(p).items() if n != "blocks.1.ffn.2.lora_B.weight"}, "only half"),
     "twice": (lambda p: {**change(p), **peft("dit.")(p)}, "twice"),
     "nothing": (lambda p: {}, "no LoRA weights"),
@@ -169,8 +182,8 @@ def test_refusal_reaches_the_user_with_the_file_name(diffusers_folder, published
 
 def test_checkpoint_with_nested_state(published, transformer, tmp_path):
     torch.save({"state_dict": peft("pipe.dit.", ".default")(published)}, tmp_path / "step.ckpt")
-    loras = load_loras(transformer, [LoraSpec(str(tmp_path / "step.ckpt"))])
-    assert loras.loaded == {"step": 1.0}
+    state = read_lora(tmp_path / "step.ckpt")
+    assert len(convert(state, transformer, "step")) == 40
 
 
 def test_unknown_strength_names_the_nearest(diffusers_folder, backend, kit):

@@ -56,12 +56,15 @@ class TextEncoder:
     def tokens(self, prompt: str) -> list[int]:
         """Token ids of a prompt with its end token, at most 512; warns when that cuts it."""
         if self.tokenizer is None:
-            raise UserError("this model folder has no tokenizer: add the folder google/umt5-xxl of the official download")
+            raise UserError(
+                "this model folder has no tokenizer: add the folder google/umt5-xxl of the official download"
+            )
         ids = list(self.tokenizer(clean_prompt(prompt), add_special_tokens=True, verbose=False)["input_ids"])
         if len(ids) <= TEXT_TOKENS:
             return ids
         warnings.warn(
-            f"prompt of {len(ids)} tokens cut to the {TEXT_TOKENS} that the model reads: {prompt[:60]!r} ...", stacklevel=3
+            f"prompt of {len(ids)} tokens cut to the {TEXT_TOKENS} that the model reads: {prompt[:60]!r} ...",
+            stacklevel=3,
         )
         return [*ids[: TEXT_TOKENS - 1], ids[-1]]  # the end token stays, as the tokenizer's own truncation has it
 

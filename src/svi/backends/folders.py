@@ -45,7 +45,9 @@ def _check_index(index: Path, listed: dict[str, Any]) -> None:
     if "WanTransformer3DModel" not in names:
         raise UserError(f"{index} describes {kind or 'no model'}: only Wan image-to-video models are supported")
     if (listed.get("transformer_2") or [None])[0] is not None:
-        raise UserError(f"{index} describes a model of two experts (Wan 2.2), which is not supported yet: take Wan 2.1 I2V")
+        raise UserError(
+            f"{index} describes a model of two experts (Wan 2.2), which is not supported yet: take Wan 2.1 I2V"
+        )
 
 
 def _config(folder: Path, files: list[Path]) -> dict[str, Any]:

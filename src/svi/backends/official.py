@@ -123,7 +123,7 @@ def clip_tensors(state: Mapping[str, Tensor]) -> Tensors:
     """The vision tower out of an official CLIP checkpoint, by transformers names; everything else is passed over."""
     for name, tensor in state.items():
         short = name.removeprefix("visual.")
-        if short == name or short == "head":
+        if short in {name, "head"}:
             continue
         match = re.fullmatch(r"transformer\.(\d+)\.(.+)", short)
         place, rest = (f"encoder.layers.{match[1]}.", match[2]) if match else ("", short)
@@ -199,7 +199,7 @@ def load(
     if transformer.config.image_dim is not None:
         say("loading image encoder")
         image_encoder = _image_encoder(_one(folder, "models_clip_*.pth", files), encoders.get("clip", {}), placement)
-    window = {key: config[key] for key in ("height", "width", "num_frames") if key in config}
+    window: dict[str, Any] = {key: config[key] for key in ("height", "width", "num_frames") if key in config}
     return Parts(transformer, vae, text_encoder, tokenizer, image_encoder, files, window)
 
 
@@ -216,7 +216,9 @@ def _named(tensors: Tensors, rename: Callable[[str], str | None], source: Path) 
     for name, tensor in tensors:
         target = rename(name.removeprefix("model.diffusion_model."))
         if target is None:
-            raise UserError(f"{source} holds {name}, which a Wan model does not have: another model, or an extension of it")
+            raise UserError(
+                f"{source} holds {name}, which a Wan model does not have: another model, or an extension of it"
+            )
         yield target, tensor
 
 

@@ -68,7 +68,9 @@ def _device(asked: str | torch.device | None) -> tuple[torch.device, str]:
         raise UserError(f"unknown device {asked!r}: use cpu, cuda, cuda:0 ...") from None
     count = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"device {asked} is not there: torch sees {count} CUDA device(s); leave the device out or use cpu")
+        raise UserError(
+            f"device {asked} is not there: torch sees {count} CUDA device(s); leave the device out or use cpu"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device mps is not there: leave the device out or use cpu")
     return device, "asked for"

@@ -87,7 +87,9 @@ class WanBackend:
         if latents.ndim != 5 or latents.shape[0] != 1:
             raise ValueError(f"latents must be (1, C, F, h, w), not {tuple(latents.shape)}")
         if not torch.isfinite(latents).all():
-            raise FloatingPointError("the latents hold NaN or infinity: run in fp32 or bf16, or check weights and LoRAs")
+            raise FloatingPointError(
+                "the latents hold NaN or infinity: run in fp32 or bf16, or check weights and LoRAs"
+            )
         for video in self._codec.decode(latents):
             yield to_uint8(video)[0]
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,13 +69,17 @@ def find_model(model: str, *, allow_download: bool = False) -> Path:
             raise UserError("this installation lacks the pocket model: reinstall, or build it with `svi pocket build`")
         return folder
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return path
     if path.is_file():
         raise UserError(f"{model} is a file, not a model folder: give the folder that holds it")
     hub_id = REGISTERED.get(model, model)
     if not HUB_ID.fullmatch(hub_id):
-        raise UserError(f"unknown model {model!r}: {nearest(model, [POCKET, *REGISTERED])} (or give a folder or a hub id)")
+        if len(path.parts) > 1:
+            raise UserError(f"there is no folder {model}: give a model folder, or {POCKET!r} for the built-in model")
+        raise UserError(
+            f"unknown model {model!r}: {nearest(model, [POCKET, *REGISTERED])} (or give a folder or a hub id)"
+        )
     return _from_hub(model, hub_id, allow_download)
 
 
@@ -201,7 +206,10 @@ def quiet_libraries() -> Iterator[None]:
     for log, _ in before:
         log.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Several LoRAs on one model are meant.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            yield
     finally:
         for log, level in before:
             log.set_verbosity(level)
@@ -245,7 +253,9 @@ def fill(
     for name, tensor in tensors:
         shape = wanted.pop(name, None)
         if shape is None:
-            raise UserError(f"{source} holds {name}, which {type(module).__name__} lacks: config and weights do not fit")
+            raise UserError(
+                f"{source} holds {name}, which {type(module).__name__} lacks: config and weights do not fit"
+            )
         if shape != tuple(tensor.shape):
             raise UserError(f"{source}: {name} is {tuple(tensor.shape)}, the config says {shape}: they do not fit")
         exact = any(part in name.split(".") for part in keep_fp32)

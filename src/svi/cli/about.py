@@ -90,17 +90,15 @@ def export(args: argparse.Namespace) -> int:
 
 
 def _salvaged(args: argparse.Namespace, error: UserError) -> Path:
-    from svi.generation.verify import salvage
+    from svi.generation.export import save_what_is_left
 
-    folder = Path(args.run)
-    if not (folder / "clips").is_dir() or args.format not in (None, "mp4") or args.range or args.scale != 1:
+    if args.format not in (None, "mp4") or args.range or args.scale != 1:
         raise error
-    target = Path(args.out) if args.out else folder.resolve().parent / f"{folder.resolve().name}-saved.mp4"
-    if target.exists():
-        raise UserError(f"{target} exists already and is not replaced: give another --out")
-    frames = salvage(folder, target)
-    print(f"{error}; saved {frames} frames of its finished clips", file=sys.stderr)
-    return target
+    saved = save_what_is_left(Path(args.run), Path(args.out) if args.out else None)
+    if saved is None:
+        raise error
+    print(f"{error}; what could be read of its clips was saved", file=sys.stderr)
+    return saved
 
 
 def presets(args: argparse.Namespace) -> int:
@@ -186,24 +184,24 @@ def examination(device: str | None) -> dict[str, Any]:
 
 def parity(args: argparse.Namespace) -> int:
     """``svi parity``."""
-    folder = Path(args.folder)
-    if not (folder / "expected.json").is_file():
-        raise UserError(f"{folder} is no parity kit: it has no expected.json")
-    from svi.backends.parity import compare
+    from svi.parity import compare, table
 
-    failed = 0
-    for line in compare(folder):
-        print(line)
-        failed += not line.ok
-    if failed:
-        raise UserError(f"{failed} comparisons are out of bounds: do not trust videos of this installation")
+    checks = list(compare(Path(args.folder)))
+    print(table(checks))
+    if not all(check.passed for check in checks):
+        raise UserError("some numbers differ from the published code's: do not trust the videos of this installation")
     return DONE
 
 
 def pocket(args: argparse.Namespace) -> int:
-    """``svi pocket build ...``."""
-    if not args.rest or args.rest[0] != "build":
-        raise UserError("say what to do with the pocket model: svi pocket build --help")
-    from svi.pocket.build import main
+    """``svi pocket build ...`` and ``svi pocket measure ...``."""
+    verb, *rest = args.rest or [""]
+    if verb == "build":
+        from svi.pocket.build import main
 
-    return main(args.rest[1:])
+        return main(rest)
+    if verb == "measure":
+        from svi.pocket.measure import main as measure
+
+        return measure(rest)
+    raise UserError("say what to do with the pocket model: svi pocket build --help, or svi pocket measure --help")

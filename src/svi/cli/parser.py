@@ -281,8 +281,8 @@ def _about(sub: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser = _add(sub, "parity", "compare with the published code on a parity kit", PARITY)
     parser.add_argument("folder", metavar="FOLDER", help="folder of the kit")
-    parser = _add(sub, "pocket", "build the pocket model: svi pocket build --help")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="build ...", help="arguments of the builder")
+    parser = _add(sub, "pocket", "build or measure the pocket model: svi pocket build --help")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="build|measure ...", help="what to do, and how")
 
 
 COMMANDS = (

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svi.errors import UserError, nearest
+from svi.generation.clip_store import SEGMENT
 from svi.generation.files import explained, new_folder, publish, temporary_name
 from svi.generation.run import Run
+from svi.generation.verify import salvage
 from svi.generation.writer import encode_segment, join_segments, read_frames
 
 Format = Literal["mp4", "gif", "webp", "frames"]
@@ -72,6 +74,35 @@ def export(
         else:
             _write_file(run, span, scale, path, form)
     return path
+
+
+def save_what_is_left(folder: Path, target: Path | None) -> Path | None:
+    """Join the clips of a run whose ``run.json`` cannot be read, at the speed that their segments say.
+
+    Returns:
+        The mp4 (default: beside the run), or None where there are no clips.
+    """
+    segments = sorted(folder.glob(f"clips/*/take-*/{SEGMENT}"))
+    rates = [rate for rate in map(frame_rate, segments) if rate]
+    if not rates:
+        return None
+    path = target or folder.resolve().parent / f"{folder.resolve().name}-saved.mp4"
+    if path.exists():
+        raise UserError(f"{path} exists already and is not replaced: give another --out")
+    salvage(folder, path, fps=rates[0])
+    return path
+
+
+def frame_rate(path: Path) -> int | None:
+    """Frames per second of a segment, None where it cannot be read."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            rate = container.streams.video[0].guessed_rate or container.streams.video[0].average_rate
+    except (av.FFmpegError, OSError, IndexError):
+        return None
+    return round(rate) if rate else None
 
 
 def pick_format(format: str | None, target: str | Path | None) -> Format:

@@ -16,6 +16,15 @@ from svi.errors import UserError
 
 Place = tuple[str | int, ...]
 
+MAX_DEPTH = 40
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
 
 @dataclass(frozen=True)
 class Marked:
@@ -38,9 +47,7 @@ def parse(text: str, name: str) -> Marked:
         UserError: with the line, for bad syntax, duplicate keys, anchors, tags and nesting that is too deep.
     """
     try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
-                raise UserError(f"{name}, line {_line(token.start_mark)}: anchors and aliases (&, *) are not supported")
+        _check_tokens(text, name)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Place, int] = {}
         data = None if node is None else _build(node, (), lines, name)
@@ -51,9 +58,18 @@ def parse(text: str, name: str) -> Marked:
         raise UserError(f"{name}{where}: {', '.join(filter(None, (error.context, error.problem)))}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(f"{name}: nested too deeply") from None
     return Marked(data, lines)
+
+
+def _check_tokens(text: str, name: str) -> None:
+    """Refuse what would take a parser for ever, before anything is built."""
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > MAX_DEPTH:
+            raise UserError(f"{name}, line {_line(token.start_mark)}: nested too deeply")
+        if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
+            raise UserError(f"{name}, line {_line(token.start_mark)}: anchors and aliases (&, *) are not supported")
 
 
 def _line(mark: Any) -> int:

@@ -148,7 +148,9 @@ def validated(data: Mapping[str, Any], name: str, marked: Marked | None = None) 
     try:
         return Storyboard.model_validate(data)
     except ValidationError as error:
-        mistake = error.errors(include_url=False)[0]
+        mistakes = error.errors(include_url=False)
+    # A mistyped key also leaves the right one missing: the typing error is the one to name.
+    mistake = min(mistakes, key=lambda mistake: mistake["type"] != "extra_forbidden")
     place = tuple(mistake["loc"])
     where = f", line {marked.line(place)}" if marked else ""
     if mistake["type"] == "extra_forbidden":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,8 +57,8 @@ def finish_vae(parts: Components, out: Path, *, seed: int, phases: tuple[Phase, 
 
 
 def backend_of(parts: Components) -> WanBackend:
-    """The parts as a backend in fp32, with gradients."""
-    raise NotImplementedError  # replaced below when the backend's constructor is known
+    """The parts as a backend; what is unfrozen in them trains through it."""
+    return WanBackend(parts.transformer, parts.vae, parts.text_encoder, parts.tokenizer, parts.image_encoder)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.random:
         save_components(parts, options.out)
         return 0
-    phases = tuple(Phase(p.frames, p.batch, round(p.steps * options.vae_scale)) for p in PHASES)
+    phases = tuple(replace(p, steps=max(1, round(p.steps * options.vae_scale))) for p in PHASES)
     finish_vae(parts, options.out, seed=options.seed, phases=phases, console=console)
     if options.stage == "vae":
         return 0

@@ -111,9 +111,10 @@ def encode(
         path = folder / f"{start // SHARD:05d}.safetensors"
         if path.exists():
             continue
-        drawn = [clip_of(index, seed, geometry.num_frames) for index in range(start, start + SHARD)]
+        stop = min(start + SHARD, clips)
+        drawn = [clip_of(index, seed, geometry.num_frames) for index in range(start, stop)]
         parts = []
-        for offset in range(0, SHARD, 8):
+        for offset in range(0, len(drawn), 8):
             frames = torch.stack([torch.from_numpy(frames) for frames, _ in drawn[offset : offset + 8]])
             parts.append(encode_clips(frames, encoder, policy, geometry))
         tensors = {name: torch.cat([part[name] for part in parts]) for name in ("clean", "values", "first")}
@@ -121,9 +122,9 @@ def encode(
         metadata = {"captions": json.dumps([caption for _, caption in drawn])}
         save_file({**tensors, "known": parts[0]["known"]}, partial, metadata=metadata)
         partial.replace(path)
-        made += SHARD
-        left = (time.monotonic() - begun) / made * (clips - start - SHARD)
-        console.print(f"encode {start + SHARD}/{clips}  left {left / 60:.1f} min", highlight=False)
+        made += len(drawn)
+        left = (time.monotonic() - begun) / made * (clips - stop)
+        console.print(f"encode {stop}/{clips}  left {left / 60:.1f} min", highlight=False)
     return load_latents(folder, clips)
 
 

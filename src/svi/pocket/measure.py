@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,10 @@ from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import get_policy
 from svi.generation.clip import Clip, ClipPlan
 from svi.generation.rollout import rollout
+from svi.pocket.control import CONTROLS, controlled, judge_control
 from svi.pocket.train_vae import HELD_OUT
 from svi.pocket.world import World
 
-CONTROLS = ("colour", "stop", "direction")
 HELD_OUT_CONTROL = HELD_OUT + 500_000
 
 
@@ -112,7 +112,7 @@ def single_clip(backend: Backend, worlds: int, *, guidance: float | None = None,
     """Background PSNR in dB of one clip from a clean first frame, standing camera, constant daylight or night."""
     values = []
     for index in range(worlds):
-        world = World.sample(HELD_OUT + index, family="things", camera="stand", lighting="day")
+        world = World.sample(HELD_OUT + index, family="things", camera="stands", lighting="day")
         clip = next(clips_of(backend, world, 1, seed=index, guidance=guidance, steps=steps))
         truth = world.clip(0.0, len(clip.frames))
         values.append(psnr(clip.frames.numpy(), truth, masks(world, 0, len(truth))))
@@ -123,8 +123,6 @@ def prompt_control(
     backend: Backend, worlds: int, *, guidance: float | None = None, steps: int | None = None
 ) -> dict[str, Figure]:
     """Share of held-out cases in which the prompt was followed, per kind of control."""
-    from svi.pocket.control import controlled, judge_control
-
     shares = {}
     for control in CONTROLS:
         hits = []
@@ -144,7 +142,7 @@ def drift(backend: Backend, worlds: int, clips: int, *, preset: str = "wan") -> 
     """
     curves = []
     for index in range(worlds):
-        world = World.sample(HELD_OUT + index, family="things", camera="stand", lighting="day")
+        world = World.sample(HELD_OUT + index, family="things", camera="stands", lighting="day")
         background = world.clip(0.0, 1, objects=False)
         frame, curve = 0, []
         for clip in clips_of(backend, world, clips, preset=preset, seed=index):
@@ -180,3 +178,57 @@ def single_clip_sheet(backend: Backend, path: Path, seeds: Sequence[int]) -> Non
         rows.append((f"truth: {world.caption(0)}", world.clip(0.0, len(clip.frames))))
         rows.append(("generated", clip.frames.numpy()))
     sheet(rows, path)
+
+
+def long_sheet(backend: Backend, path: Path, worlds: Sequence[int], clips: int, *, preset: str = "wan") -> None:
+    """What drift looks like: the last frame of evenly chosen clips of a long rollout, one row per world."""
+    rows = []
+    for index in worlds:
+        world = World.sample(HELD_OUT + index, family="things", camera="stands", lighting="day")
+        last = [clip.frames[-1].numpy() for clip in clips_of(backend, world, clips, preset=preset, seed=index)]
+        rows.append((f"{preset}, clips 1 to {clips}: {world.caption(0)}", np.stack(last)))
+    sheet(rows, path, columns=8)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of ``svi pocket measure``."""
+    arguments = argparse.ArgumentParser("svi pocket measure", description=__doc__)
+    arguments.add_argument("--model", default="pocket", help="model to measure (default: the bundled one)")
+    arguments.add_argument("--out", type=Path, default=Path("pocket-measures"), help="folder for figures and sheets")
+    arguments.add_argument("--worlds", type=int, default=32, help="held-out worlds per figure (default 32)")
+    arguments.add_argument("--control", type=int, default=50, help="held-out cases per kind of control (default 50)")
+    arguments.add_argument("--drift-worlds", type=int, default=16, help="worlds of the long rollout (default 16)")
+    arguments.add_argument("--clips", type=int, default=50, help="clips of the long rollout (default 50)")
+    arguments.add_argument("--preset", default="wan", help="preset of the long rollout (default wan, the baseline)")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: prints each figure as it is ready and writes them to ``OUT/results.json``."""
+    options = parser().parse_args(argv)
+    console = Console(soft_wrap=True)
+    backend = load_backend(options.model)
+    results: dict[str, object] = {"arguments": {k: str(v) for k, v in vars(options).items()}}
+
+    def report(name: str, value: Figure) -> None:
+        results[name] = asdict(value)
+        console.print(f"{name}: {value}", highlight=False)
+
+    report("vae_psnr_db", vae_round_trip(backend, options.worlds))
+    report("single_clip_background_psnr_db", single_clip(backend, options.worlds))
+    for control, share in prompt_control(backend, options.control).items():
+        report(f"control_{control}", share)
+    single_clip_sheet(backend, options.out / "single-clips.png", range(6))
+    if options.drift_worlds:
+        curves = drift(backend, options.drift_worlds, options.clips, preset=options.preset)
+        results[f"drift_{options.preset}"] = [[round(value, 2) for value in curve] for curve in curves]
+        for clip in sorted({0, 1, 4, 9, 19, options.clips - 1} & set(range(options.clips))):
+            report(f"drift_{options.preset}_clip_{clip + 1}_db", figure([curve[clip] for curve in curves]))
+        long_sheet(backend, options.out / f"drift-{options.preset}.png", range(4), options.clips, preset=options.preset)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

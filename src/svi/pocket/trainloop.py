@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ class Stage:
         loss: ``(step, generator) -> (loss, numbers to log)``; the generator is seeded by ``(seed, step)``.
         lr, warmup, weight_decay: linear warm-up, constant until ``decay_from`` of the steps, then a cosine to
             ``lr * final_lr_ratio``.
-        optimizer: ``adamw``, or ``muon`` for the matrices with AdamW for the rest.
+        optimizer: ``adamw``, or ``muon`` for inner matrices and kernels with AdamW for the rest.
         ema_decay: average of the weights that is kept beside them (None: none).
         on_sample: called every ``sample_every`` steps and at the end, to look at the result.
     """
@@ -70,30 +70,47 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
+class KernelMuon(torch.optim.Muon):
+    """Muon, which takes matrices only, on linear weights and on convolution kernels seen as (out, in x taps) matrices."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
+        self.kernels = list(parameters)
+        self.matrices = [nn.Parameter(_as_matrix(kernel.data, kernel)) for kernel in self.kernels]
+        for matrix, kernel in zip(self.matrices, self.kernels, strict=True):
+            assert matrix.data_ptr() == kernel.data_ptr(), "the matrix has to be a view of the kernel"
+        super().__init__(self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for matrix, kernel in zip(self.matrices, self.kernels, strict=True):
+            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, kernel)
+        return super().step(closure)
+
+
+def _as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
+    """``(out, in, *taps)`` -> ``(out, -1)``, in the order in which ``like`` lies in memory (channels last or not)."""
+    return tensor.reshape(len(tensor), -1) if like.is_contiguous() else tensor.movedim(1, -1).flatten(1)
+
+
+def _group_of(stage: Stage, name: str, parameter: nn.Parameter) -> str:
+    inner_matrix = parameter.ndim == 2 and ".blocks." in name
+    inner_kernel = parameter.ndim in (4, 5) and "patch_embedding" not in name
+    if stage.optimizer == "muon" and (inner_matrix or inner_kernel):
+        return "muon"
+    return "decay" if parameter.ndim > 1 else "plain"
+
+
 def make_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], stage: Stage) -> list[torch.optim.Optimizer]:
-    """The stage's optimizers; matrices and kernels decay, gains, biases and embeddings do not."""
-    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "decay": [], "plain": []}
+    """The stage's optimizers; matrices and kernels decay, gains and biases do not."""
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "plain": []}
     for name, parameter in parameters:
-        if stage.optimizer == "muon" and parameter.ndim == 2 and "blocks." in name and "scale_shift" not in name:
-            groups["matrix"].append(parameter)
-        else:
-            groups["decay" if parameter.ndim > 1 else "plain"].append(parameter)
-    adamw = torch.optim.AdamW(
-        [
-            {"params": groups["decay"], "weight_decay": stage.weight_decay},
-            {"params": groups["plain"], "weight_decay": 0.0},
-        ],
-        lr=stage.lr,
-        betas=(0.9, 0.95),
-    )
-    if not groups["matrix"]:
-        return [adamw]
-    return [
-        adamw,
-        torch.optim.Muon(
-            groups["matrix"], lr=stage.lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
-    ]
+        groups[_group_of(stage, name, parameter)].append(parameter)
+    decayed = {"params": groups["decay"], "weight_decay": stage.weight_decay}
+    plain = {"params": groups["plain"], "weight_decay": 0.0}
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW([decayed, plain], lr=stage.lr, betas=(0.9, 0.95))]
+    if groups["muon"]:
+        optimizers.append(KernelMuon(groups["muon"], stage.lr, stage.weight_decay))
+    return optimizers
 
 
 def train(stage: Stage, folder: Path, *, seed: int, console: Console, save_every_s: float = 120.0) -> None:

@@ -1,0 +1,99 @@
+"""Building the pocket model: every stage runs, resumes exactly, and leaves a model that loads and generates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from svi.backends.wan import load_backend
+from svi.pocket import build
+from svi.pocket.components import build_tokenizer
+from svi.pocket.measure import clips_of, figure
+from svi.pocket.train_dit import draw_sigma
+from svi.pocket.trainloop import Stage, train
+from svi.pocket.world import World
+
+
+def test_the_whole_build_leaves_a_model_that_generates(tmp_path: Path) -> None:
+    options = ["--clips", "8", "--steps", "2", "--batch", "4", "--vae-scale", "0.002"]
+    assert build.main([str(tmp_path), *options, "--stage", "vae"]) == 0
+    assert build.main([str(tmp_path), *options]) == 0
+    backend = load_backend(str(tmp_path / "model"))
+    clip = next(clips_of(backend, World.sample(0), 1, steps=2))
+    assert clip.frames.shape == (17, 64, 96, 3)
+    rows = [json.loads(line) for line in (tmp_path / "dit.jsonl").read_text().splitlines()]
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _stage(stop_at: int | None, optimizer: str) -> tuple[Stage, nn.Module]:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.Linear(4, 4), "kernel": nn.Conv3d(2, 4, 3), "head": nn.Linear(4, 1)})
+    model["kernel"].weight.data = model["kernel"].weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    def loss(step: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+        if step == stop_at:
+            raise _Interrupted
+        volume = torch.randn(2, 2, 3, 3, 3, generator=generator)
+        hidden = model["kernel"](volume).flatten(1)
+        return (model["head"](model["blocks"](hidden)) - 1).square().mean(), {}
+
+    return Stage("toy", {"toy": model}, 12, loss, warmup=2, optimizer=optimizer, ema_decay=0.9), model  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_stage_equals_an_undisturbed_one(tmp_path: Path, optimizer: str) -> None:
+    console = Console(quiet=True)
+    stage, straight = _stage(None, optimizer)
+    train(stage, tmp_path / "straight", seed=3, console=console, save_every_s=0)
+    stage, _ = _stage(7, optimizer)
+    with pytest.raises(_Interrupted):
+        train(stage, tmp_path / "resumed", seed=3, console=console, save_every_s=0)
+    stage, resumed = _stage(None, optimizer)
+    train(stage, tmp_path / "resumed", seed=3, console=console, save_every_s=0)
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_learns_and_a_bad_loss_stops_it(tmp_path: Path) -> None:
+    stage, _ = _stage(None, "muon")
+    stage.total_steps, stage.lr = 150, 0.02
+    train(stage, tmp_path, seed=0, console=Console(quiet=True))
+    rows = [json.loads(line) for line in (tmp_path / "toy.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"] / 5
+    stage, _ = _stage(None, "adamw")
+    stage.loss = lambda step, generator: (torch.tensor(float("nan"), requires_grad=True), {})
+    with pytest.raises(FloatingPointError, match="step 0"):
+        train(stage, tmp_path / "bad", seed=0, console=Console(quiet=True))
+
+
+def test_any_text_encodes() -> None:
+    tokenizer = build_tokenizer(World.sample(seed).caption(0) for seed in range(50))
+    known = tokenizer("a red circle moves")["input_ids"]
+    assert len(known) <= 8
+    for text in ("", "Zürich, ein Käse! 東京 🦊"):
+        ids = tokenizer(text)["input_ids"]
+        assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(tokenizer("東京 🦊")["input_ids"], skip_special_tokens=True).strip() == "東京 🦊"
+
+
+def test_noise_levels_are_stratified_and_lean_to_noise() -> None:
+    sigma = draw_sigma(64, torch.Generator().manual_seed(0))
+    assert bool((sigma.diff() > 0).all())
+    assert sigma.min() >= 0
+    assert sigma.max() <= 1
+    assert 0.6 < sigma.median() < 0.9
+
+
+def test_a_figure_brackets_its_mean() -> None:
+    value = figure([1.0, 2.0, 3.0, 4.0] * 10)
+    assert value.low < value.mean == 2.5 < value.high
+    assert value.n == 40

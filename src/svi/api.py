@@ -23,7 +23,18 @@ from svi.generation.clip import Clip
 from svi.generation.events import Listener, silent
 from svi.generation.run import Run
 from svi.generation.storyboard_edit import with_prompt
-from svi.job import Job, branch_folder, go, load_choice, model_choice, opened, run_backend, run_name, stream_clips, target_of
+from svi.job import (
+    Job,
+    branch_folder,
+    go,
+    load_choice,
+    model_choice,
+    opened,
+    run_backend,
+    run_name,
+    stream_clips,
+    target_of,
+)
 from svi.options import BranchOptions, GenerateOptions, Machine, Model, Place, split
 from svi.prepare import Length, Prompts, continue_story, new_run_folder, read_story
 

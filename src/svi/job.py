@@ -157,7 +157,9 @@ def run_backend(run: Run, model: Model | None, place: Place) -> Backend:
     return load_choice(choice, place.on_event)
 
 
-def _branch_choice(run: Run, model: str | PathLike[str] | None, loras: Sequence[str] | None, place: Place) -> ModelChoice:
+def _branch_choice(
+    run: Run, model: str | PathLike[str] | None, loras: Sequence[str] | None, place: Place
+) -> ModelChoice:
     record = run.manifest.model
     specs = run_loras(record, run.settings) if loras is None and model is None else tuple(loras or ())
     return model_choice(model or record.name, specs, place)
@@ -174,7 +176,9 @@ def _branch_target(run: Run, at: int, length: Length, settings: object, more: St
     else:
         target = max(run.count, target_of(run) or 0)
     if target is not None and target < max(at, 1):
-        raise UserError(f"a branch at clip {at} has at least {max(at, 1)} clips, not {target}: the length is that of the whole video")
+        raise UserError(
+            f"a branch at clip {at} has at least {max(at, 1)} clips, not {target}: the length is that of the whole video"
+        )
     return target
 
 

@@ -252,13 +252,12 @@ def _rollouts(backend: WanBackend, folder: Path, expected: dict[str, Tensor]) ->
     )
     for variant, facts in listed["variants"].items():
         policy = policy_of(variant, facts)
-        yield from _clips(backend, story, variant, policy)
-        yield _chain(backend, story, variant, policy)
+        yield from _rollout(backend, story, variant, policy)
 
 
-def _clips(backend: WanBackend, story: _Story, variant: str, policy: ConditioningPolicy) -> Iterator[Check]:
-    """Each clip, continuing from the published clip before it."""
-    memory = ClipMemory.start(story.reference)
+def _rollout(backend: WanBackend, story: _Story, variant: str, policy: ConditioningPolicy) -> Iterator[Check]:
+    """Each clip, continuing from the published clip before it; then the last clip of one unbroken rollout."""
+    memory = own_memory = ClipMemory.start(story.reference)
     for index in range(story.settings["clips"]):
         name = f"{variant}.{index}"
         wanted = {key: story.expected[f"{name}.{key}"] for key in ("condition", "latents", "frames")}
@@ -273,15 +272,10 @@ def _clips(backend: WanBackend, story: _Story, variant: str, policy: Conditionin
         yield Check(f"{name}.latents", _difference(clip.latents, wanted["latents"]), LATENT_BOUND)
         yield _frames(f"{name}.frames", clip.frames, wanted["frames"])
         memory = memory.update(wanted["frames"][None], wanted["latents"], policy)
-
-
-def _chain(backend: WanBackend, story: _Story, variant: str, policy: ConditioningPolicy) -> Check:
-    """The last clip of one unbroken rollout."""
-    count = story.settings["clips"]
-    *_, last = _KitBackend(backend, story, variant).rollout(range(count), ClipMemory.start(story.reference), policy)
-    return _frames(
-        f"{variant}.unbroken.frames", last.frames, story.expected[f"{variant}.{count - 1}.frames"], CHAIN_SHARE
-    )
+        if index == 0:
+            own_memory = clip.memory
+    *_, last = _KitBackend(backend, story, variant).rollout(range(1, index + 1), own_memory, policy)
+    yield _frames(f"{variant}.unbroken.frames", last.frames, wanted["frames"], CHAIN_SHARE)
 
 
 def _frames(name: str, found: Tensor, wanted: Tensor, share_bound: float = FRAME_SHARE) -> Check:

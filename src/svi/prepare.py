@@ -232,7 +232,9 @@ def settings_for(
     check_loras(storyboard, settings)
     drive = get_policy(settings.preset).drive
     if drive is not None:
-        raise UserError(f"preset {settings.preset} is driven by {drive}, which cannot be given yet: choose another preset")
+        raise UserError(
+            f"preset {settings.preset} is driven by {drive}, which cannot be given yet: choose another preset"
+        )
     return settings
 
 
@@ -240,7 +242,9 @@ def _example_story(image: Source | None) -> Path:
     from svi.examples import STORYBOARD
 
     if image is not None:
-        raise UserError("there are no prompts: say what happens with --prompt TEXT, --prompts FILE or --storyboard FILE")
+        raise UserError(
+            "there are no prompts: say what happens with --prompt TEXT, --prompts FILE or --storyboard FILE"
+        )
     return STORYBOARD
 
 

@@ -83,7 +83,7 @@ def test_stream_gives_the_frames_of_generate_and_writes_nothing(backend, image, 
 
 def test_stream_has_no_end_and_makes_a_clip_when_asked(backend, image):
     steps: list[Step] = []
-    clips = svi.stream(image, "a ball", model=backend, steps=1, on_event=lambda event: steps.append(event))
+    clips = svi.stream(image, "a ball", model=backend, steps=1, on_event=steps.append)
     assert not steps
     assert [clip.plan.index for clip in itertools.islice(clips, 4)] == [0, 1, 2, 3]
     assert len(steps) == 4

@@ -43,7 +43,11 @@ def shown(mode: Mode, told: list, terminal: bool = False) -> tuple[str, str]:
 def test_people_read_what_runs_and_where(mode: Mode, terminal: bool):
     out, err = shown(mode, events(), terminal)
     assert out == "runs/a/video.mp4\n"
-    for text in ("pocket, preset wan, 96x64 at 16 fps, 20 steps: 2 clips", "writing runs/a", "clip 0 (1/2) 3.0 s, 3.0 s left: a cat walks"):
+    for text in (
+        "pocket, preset wan, 96x64 at 16 fps, 20 steps: 2 clips",
+        "writing runs/a",
+        "clip 0 (1/2) 3.0 s, 3.0 s left: a cat walks",
+    ):
         assert text in err
     assert "the last prompt repeats" in err
     assert err.count("loading") >= 1
@@ -63,7 +67,10 @@ def test_scripts_read_json():
 
 def test_quiet_prints_the_path_and_how_to_go_on():
     assert shown("quiet", events()) == ("runs/a/video.mp4\n", "")
-    assert shown("quiet", [Stopped(3, "go on with: svi resume runs/a")]) == ("", "stopped; go on with: svi resume runs/a\n")
+    assert shown("quiet", [Stopped(3, "go on with: svi resume runs/a")]) == (
+        "",
+        "stopped; go on with: svi resume runs/a\n",
+    )
 
 
 def test_endless_has_no_end():
@@ -81,7 +88,8 @@ def test_pace_follows_the_clips():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (4.2, "4.2 s"), (9.97, "10 s"), (59.4, "59 s"), (75, "1:15"), (7300, "2:01:40")]
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (4.2, "4.2 s"), (9.97, "10 s"), (59.4, "59 s"), (75, "1:15"), (7300, "2:01:40")],
 )
 def test_times_are_short(seconds: float, text: str):
     assert human_time(seconds) == text

@@ -90,7 +90,13 @@ image("not an image", b"this is no picture\n", "bad.png", "not a png, jpeg or we
 image("truncated", png(48, 32), "bad.png", "damaged or truncated")
 image("huge", png(60_000, 60_000), "bad.png", "megapixels")
 image("vector", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "bad.svg", "not a png", file="bad.svg")
-case("image is a folder", ["generate", "pics", "--prompt", "a", "--model", "{model}"], "pics", "folder", setup=lambda home: (home / "pics").mkdir())
+case(
+    "image is a folder",
+    ["generate", "pics", "--prompt", "a", "--model", "{model}"],
+    "pics",
+    "folder",
+    setup=lambda home: (home / "pics").mkdir(),
+)
 case("image without prompts", ["generate", "cat.png", "--model", "{model}"], "no prompts", "--prompt")
 case("prompts without an image", ["generate", "--prompt", "a cat", "--model", "{model}"], "no image", "IMAGE")
 
@@ -158,8 +164,18 @@ generate("preset that needs audio", ["--preset", "talk"], "talk", "audio")
 # ---- model, LoRA, machine ------------------------------------------------------------------------------------------
 case("unknown model", ["generate", "cat.png", "--prompt", "a", "--model", "pokcet"], "pokcet", "did you mean 'pocket'")
 case("model is a file", ["generate", "cat.png", "--prompt", "a", "--model", "cat.png"], "cat.png", "is a file")
-case("folder is no model", ["generate", "cat.png", "--prompt", "a", "--model", "."], "no model folder", "model_index.json")
-case("hub model not here", ["generate", "cat.png", "--prompt", "a", "--model", "nobody/nothing"], "nobody/nothing", "--download")
+case(
+    "folder is no model",
+    ["generate", "cat.png", "--prompt", "a", "--model", "."],
+    "no model folder",
+    "model_index.json",
+)
+case(
+    "hub model not here",
+    ["generate", "cat.png", "--prompt", "a", "--model", "nobody/nothing"],
+    "nobody/nothing",
+    "--download",
+)
 generate("unknown device", ["--device", "gpu"], "gpu", "cuda")
 generate("device that is not there", ["--device", "cuda:99"], "cuda:99", "cpu")
 generate("unknown dtype", ["--dtype", "float8"], "float8", "float")
@@ -177,7 +193,9 @@ def lora(name: str, words: Words, *keywords: str, data: bytes | None = None, loa
     generate(f"LoRA {name}", ["--lora", *words], *keywords, setup=setup, loads=loads)
 
 
-lora("not safetensors", ["style.safetensors"], "style.safetensors", "damaged or not safetensors", data=b"PK\x03\x04" * 20)
+lora(
+    "not safetensors", ["style.safetensors"], "style.safetensors", "damaged or not safetensors", data=b"PK\x03\x04" * 20
+)
 lora("truncated", ["style.safetensors"], "style.safetensors", "damaged", data=struct.pack("<Q", 900) + b'{"a":')
 lora("empty file", ["style.safetensors"], "style.safetensors", "damaged", data=b"")
 lora("strength in words", ["style.safetensors:strong"], "strength", "strong")
@@ -197,6 +215,9 @@ case("parity on a folder that is no kit", ["parity", "."], "no parity kit")
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
+MEMORY = "clips/0002/take-0/memory.safetensors"
+
+
 def spoil(file: str) -> Setup:
     """Changes one byte in the middle of a file of the run."""
 
@@ -224,7 +245,8 @@ def other_weights(home: Path) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def longer(home: Path) -> None:
+def spoiled_and_longer(home: Path) -> None:
+    spoil(MEMORY)(home)
     (home / "run" / "state.json").write_text('{"version": 1, "target": 9, "retake": null}')
 
 
@@ -237,7 +259,13 @@ on_run("resume with a damaged run.json", ["resume", "run"], "run.json", "damaged
 on_run("resume with other weights", ["resume", "run"], "transformer", "svi branch", setup=other_weights, loads=True)
 on_run("extend without length", ["extend", "run"], "--clips", "--seconds")
 on_run("extend by nothing", ["extend", "run", "--clips", "0"], "--clips", "at least 1")
-on_run("extend with an empty prompt file", ["extend", "run", "--prompts", "e.txt"], "e.txt", "empty", setup=lambda home: (home / "e.txt").touch())
+on_run(
+    "extend with an empty prompt file",
+    ["extend", "run", "--prompts", "e.txt"],
+    "e.txt",
+    "empty",
+    setup=lambda home: (home / "e.txt").touch(),
+)
 on_run("retake of a clip that does not exist", ["retake", "run", "--clip", "3"], "clip 3", "0 to 2")
 on_run("retake of clip -1", ["retake", "run", "--clip", "-1"], "--clip", "at least 0")
 on_run("retake with an empty prompt", ["retake", "run", "--clip", "1", "--prompt", " "], "prompt is empty")
@@ -256,18 +284,29 @@ on_run("export of words", ["export", "run", "--range", "all"], "range", "2-3", "
 on_run("export too large", ["export", "run", "--scale", "99"], "scale", "16")
 on_run("sheet that is no PNG", ["show", "run", "--sheet", "sheet.bmp"], "PNG", "sheet.png")
 on_run("sheet into no folder", ["show", "run", "--sheet", "none/sheet.png"], "none", "does not exist")
-MEMORY = "clips/0002/take-0/memory.safetensors"
 on_run(
     "resume after a damaged clip",
     ["resume", "run"],
     "memory.safetensors",
     "svi retake",
-    setup=lambda home: (spoil(MEMORY)(home), longer(home)) and None,
+    setup=spoiled_and_longer,
     loads=True,
 )
 on_run(
-    "branch after a damaged clip", ["branch", "run", "--at", "3", "--seed", "9"], "memory.safetensors", "retake", setup=spoil(MEMORY), loads=True
+    "branch after a damaged clip",
+    ["branch", "run", "--at", "3", "--seed", "9"],
+    "memory.safetensors",
+    "retake",
+    setup=spoil(MEMORY),
+    loads=True,
 )
 on_run("resume with a clip gone", ["resume", "run"], "clip 1", "missing", setup=remove("clips/0001"), loads=True)
 on_run("resume without its picture", ["resume", "run"], "x", setup=remove("state.json"))
-CASES[-1] = Case("resume without state.json", ["resume", "run"], ("state.json", "missing", "svi extend"), remove("state.json"), True, True)
+CASES[-1] = Case(
+    "resume without state.json",
+    ["resume", "run"],
+    ("state.json", "missing", "svi extend"),
+    remove("state.json"),
+    True,
+    True,
+)

@@ -15,8 +15,8 @@ from svi.generation.lock import exclusive
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every folder and file with a hash of what it holds. Locks and the journal may tell of the attempt."""
-    ours = (".lock", "journal.jsonl")
+    """Every folder and file with a hash of what it holds; but lock, journal and playlist, made anew, may tell of the attempt."""
+    ours = (".lock", "journal.jsonl", "video.m3u8")
     found = [path for path in folder.rglob("*") if path.name not in ours]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in found}
 
@@ -43,7 +43,9 @@ def test_bad_input(
     if case.setup:
         case.setup(home)
     if not case.loads:
-        monkeypatch.setattr(job, "load_choice", lambda *_: pytest.fail("weights were loaded before the input was checked"))
+        monkeypatch.setattr(
+            job, "load_choice", lambda *_: pytest.fail("weights were loaded before the input was checked")
+        )
     before = tree(home)
     capsys.readouterr()
     code = main([word.replace("{model}", str(model_folder)) for word in case.words])
@@ -59,7 +61,9 @@ def test_there_are_many_cases() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("words", [["resume"], ["extend", "--clips", "1"], ["retake", "--clip", "0"]], ids=lambda w: w[0])
+@pytest.mark.parametrize(
+    "words", [["resume"], ["extend", "--clips", "1"], ["retake", "--clip", "0"]], ids=lambda w: w[0]
+)
 def test_a_run_in_use_is_refused(words: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(run)
     with exclusive(run / ".lock"):

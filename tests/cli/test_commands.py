@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from svi import job
+from svi.cli.interrupt import Interrupt
+from svi.cli.parser import COMMANDS
 from svi.generation.run import Run
 
 
@@ -59,8 +62,24 @@ def test_quiet(svi, story):
 
 
 def test_options_reach_the_run(svi, story):
-    options = ["--steps", "1", "--guidance", "2.5", "--seed", "5", "--frames", "5", "--size", "32x16", "--solver", "heun"]
-    assert svi(*story, *options, "--preset", "shot", "--negative-prompt", "rain", "--seconds", "1", "--out", "run").code == 0
+    options = [
+        "--steps",
+        "1",
+        "--guidance",
+        "2.5",
+        "--seed",
+        "5",
+        "--frames",
+        "5",
+        "--size",
+        "32x16",
+        "--solver",
+        "heun",
+    ]
+    assert (
+        svi(*story, *options, "--preset", "shot", "--negative-prompt", "rain", "--seconds", "1", "--out", "run").code
+        == 0
+    )
     settings = Run.open("run").settings
     assert (settings.steps, settings.guidance, settings.seed, settings.num_frames) == (1, 2.5, 5, 5)
     assert (settings.width, settings.height, settings.solver, settings.preset) == (32, 16, "heun", "shot")
@@ -73,7 +92,18 @@ def test_an_option_wins_over_the_storyboard_and_that_over_the_model(svi, home, m
     shutil.copy("cat.png", home / "story/dog.png")
     text = "image: dog.png\nsteps: 3\nseed: 8\nclips: 2\nscenes: [{beats: [{prompt: a dog, repeat: 5}]}]\n"
     (home / "story/board.yaml").write_text(text)
-    words = ["generate", "--storyboard", "story/board.yaml", "--model", model_folder, "--seed", "4", "--out", "run", "--quiet"]
+    words = [
+        "generate",
+        "--storyboard",
+        "story/board.yaml",
+        "--model",
+        model_folder,
+        "--seed",
+        "4",
+        "--out",
+        "run",
+        "--quiet",
+    ]
     assert svi(*words).code == 0
     run = Run.open("run")
     assert (run.settings.seed, run.settings.steps, run.settings.guidance) == (4, 3, 3.0)
@@ -204,13 +234,19 @@ def test_presets_schema_doctor_version(svi, home):
 
 @pytest.mark.parametrize("words", [[], ["--help"]], ids=["nothing", "help"])
 def test_help_lists_the_commands(svi, words):
-    try:
-        text = svi(*words).out
-    except SystemExit as end:
-        assert end.code == 0
-        return
+    done = svi(*words)
+    assert done.code == 0
     for command in ("generate", "resume", "extend", "branch", "retake", "export", "show"):
-        assert command in text
+        assert command in done.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(svi, command):
+    done = svi(command, "--help")
+    assert done.code == 0
+    assert f"svi {command}" in done.out
+    if command in ("generate", "resume", "extend", "branch", "retake", "export", "show"):
+        assert "example" in done.out
 
 
 def start(home: Path, *words: str) -> subprocess.Popen[str]:
@@ -224,6 +260,30 @@ def wait_for_clip(home: Path, clip: int, process: subprocess.Popen[str]) -> None
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until, "no clip was made"
         time.sleep(0.02)
+
+
+def test_the_first_signal_asks_and_the_second_stops():
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt(), pytest.raises(KeyboardInterrupt):  # nothing is written yet
+        signal.raise_signal(signal.SIGINT)
+    with Interrupt() as interrupt:
+        interrupt.arm()
+        assert not interrupt.asked()
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_full_memory_is_one_line(svi, story, monkeypatch):
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(job, "load_choice", full)
+    done = svi(*story)
+    assert done.code == 2
+    assert done.err.startswith("svi: error: the memory is full: take a smaller --size")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

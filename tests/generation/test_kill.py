@@ -16,7 +16,7 @@ from svi.generation.run import Run
 
 def program(*arguments: object) -> str:
     command = [sys.executable, tiny.__file__, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -29,7 +29,8 @@ def undisturbed(path: Path, **options: object) -> Run:
 
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", clips=12, preset="film")
-    assert "20 kills" in program("kill", run.path, 1, 20)
+    survived = int(program("kill", run.path, 1, 20).split()[2])
+    assert 3 <= survived <= 11  # the kills were spread over the run
     assert outputs(run) == outputs(undisturbed(tmp_path / "whole", clips=12, preset="film"))
     assert run.verify().ok
     assert not left_over(run.path)

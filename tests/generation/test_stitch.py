@@ -9,9 +9,7 @@ from svi.errors import UserError
 from svi.generation import stitch
 
 
-@given(
-    clips=st.integers(1, 60), latent=st.integers(1, 25), overlap=st.integers(0, 4)
-)
+@given(clips=st.integers(1, 60), latent=st.integers(1, 25), overlap=st.integers(0, 4))
 def test_joined_clips_show_every_frame_once(clips: int, latent: int, overlap: int) -> None:
     num_frames = 4 * latent + 1
     shown: list[int] = []

@@ -117,7 +117,9 @@ def test_mistakes_are_named_with_their_line(change: tuple[str, str], message: st
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["just words", "3", "[1, 2]", "{}", "scenes: []", "scenes: [{beats: []}]", "[]", "null"])
+@pytest.mark.parametrize(
+    "text", ["just words", "3", "[1, 2]", "{}", "scenes: []", "scenes: [{beats: []}]", "[]", "null"]
+)
 def test_what_is_no_storyboard(text: str) -> None:
     with pytest.raises(UserError):
         parse_storyboard(text)

@@ -1,8 +1,8 @@
 """A closed-form video model, small enough that a clip takes milliseconds, and a program that makes runs to be killed.
 
-    python tiny.py make RUN            make the run to its end
-    python tiny.py kill RUN SEED N     make it in child processes, N of which get SIGKILL at random moments
-    python tiny.py crash RUN           kill a child at its 1st file operation, the next at its 2nd ... until one survives
+python tiny.py make RUN            make the run to its end
+python tiny.py kill RUN SEED N     make it in child processes, N of which get SIGKILL at random moments
+python tiny.py crash RUN           kill a child at its 1st file operation, the next at its 2nd ... until one survives
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from svi.generation.storyboard import Storyboard, storyboard_from_prompts
 from svi.geometry import Geometry
 
 GEOMETRY = Geometry(latent_channels=4, spatial_scale=8, height=32, width=48, num_frames=9, fps=8)
-INFO = ModelInfo(name="tiny", files={"weights.safetensors": "a" * 64, "config.json": "b" * 64}, loras={"sketch": "c" * 64})
+INFO = ModelInfo(
+    name="tiny", files={"weights.safetensors": "a" * 64, "config.json": "b" * 64}, loras={"sketch": "c" * 64}
+)
 
 
 class TinyBackend:
@@ -93,15 +95,22 @@ def reference() -> Reference:
 
 
 def settings(**changes: object) -> RunSettings:
+    # fmt: off
     base = {
-        **{"preset": "wan", "height": 32, "width": 48, "num_frames": 9, "fps": 8, "seed": 7, "steps": 3},
-        **{"guidance": 2.0, "shift": 5.0, "loras": {"sketch": 1.0}},
+        "preset": "wan", "height": 32, "width": 48, "num_frames": 9, "fps": 8, "seed": 7, "steps": 3,
+        "guidance": 2.0, "shift": 5.0, "loras": {"sketch": 1.0},
     }
+    # fmt: on
     return checked_settings({**base, **changes})
 
 
 def new_run(
-    out: Path, *, clips: int | None = 4, prompts: Sequence[str] = ("a", "b", "c"), story: Storyboard | None = None, **changes: object
+    out: Path,
+    *,
+    clips: int | None = 4,
+    prompts: Sequence[str] = ("a", "b", "c"),
+    story: Storyboard | None = None,
+    **changes: object,
 ) -> Run:
     return Run.create(
         out,
@@ -133,8 +142,8 @@ def _die_at(number: int) -> None:
     """Count every write, rename, append and sync; SIGKILL in the middle of number ``number``."""
     left = [number]
 
-    def deadly(function, half):  # noqa: ANN001, ANN202
-        def call(*args, **named):  # noqa: ANN002, ANN003, ANN202
+    def deadly(function, half):
+        def call(*args, **named):
             left[0] -= 1
             if left[0] < 0:
                 half(*args)
@@ -172,16 +181,20 @@ def _wait(process: int) -> bool:
 
 
 def kill(path: Path, seed: int, kills: int) -> None:
-    draw = random.Random(seed)
-    done = 0
-    while done < kills:
-        process = _child(path, step_s=0.01)
-        time.sleep(draw.uniform(0, 0.13))
+    """Kill at random moments, spread over the run however fast the machine is: some children first make a clip or two."""
+    draw, run = random.Random(seed), Run.open(path)
+    target = run.target or 0
+    for done in range(kills):
+        process = _child(path, step_s=0.02)
+        made = run.count
+        wished = min(target - 3, made + draw.choice((0, 0, 1, 1, 2)))
+        while run.count < wished:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.1 if made < target - 3 else 0.02))
         os.kill(process, signal.SIGKILL)
         if _wait(process):
             raise SystemExit(f"the run ended after {done} kills: make it longer")
-        done += 1
-    print(f"{kills} kills, {Run.open(path).count} clips survived")
+    print(f"{kills} kills, {run.count} clips survived")
     assert _wait(_child(path, step_s=0.0))
 
 

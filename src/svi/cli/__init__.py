@@ -25,15 +25,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         from svi.cli import commands
 
         return commands.run(args)
-    except UserError as error:
-        print(f"svi: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (UserError, MemoryError, FloatingPointError, RuntimeError) as error:
+        line = explained(error)
+        if line is None:
+            raise
+        print(f"svi: error: {line}", file=sys.stderr)
         return BAD_INPUT
+    except SystemExit as end:  # --help
+        return end.code if isinstance(end.code, int) else DONE
     except KeyboardInterrupt:
         print("svi: interrupted; finished clips are kept (svi resume RUN goes on)", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `svi show RUN | head`
         sys.stderr.close()
         return DONE
+
+
+def explained(error: Exception) -> str | None:
+    """One line for an error that a user can do something about; None for a fault of this program."""
+    from svi.errors import UserError
+
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        remedy = "take a smaller --size or fewer --frames, or another --device; finished clips are kept"
+        return f"the memory is full: {remedy}"
+    if isinstance(error, UserError | FloatingPointError):
+        return " ".join(str(error).split())
+    return None
 
 
 def _version() -> str:

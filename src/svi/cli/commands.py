@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,9 +114,7 @@ def retake(args: argparse.Namespace) -> int:
     def work(machine: dict[str, Any]) -> Run:
         from svi import api
 
-        return api.retake(
-            args.run, args.clip, keep_rest=args.keep_rest, seed=args.seed, prompt=args.prompt, **machine
-        )
+        return api.retake(args.run, args.clip, keep_rest=args.keep_rest, seed=args.seed, prompt=args.prompt, **machine)
 
     return perform(args, work)
 
@@ -126,7 +123,7 @@ def perform(args: argparse.Namespace, work: Work) -> int:
     """Do the work of a command that makes clips: shows progress, stops on Ctrl-C, tells the exit code."""
     _threads(args.threads)
     show: Reporter = reporter(_mode(args))
-    interrupt = Interrupt(lambda text: print(text, file=sys.stderr))
+    interrupt = Interrupt()
 
     def on_event(event: Event) -> None:
         if isinstance(event, Overview):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -16,8 +16,8 @@ class Interrupt:
     Before :meth:`arm` is called (weights are being loaded, nothing is written yet) the first signal stops at once.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.armed, self.count = say, False, 0
+    def __init__(self) -> None:
+        self.armed, self.count = False, 0
         self._before: dict[int, object] = {}
 
     def arm(self) -> None:
@@ -44,4 +44,5 @@ class Interrupt:
         self.count += 1
         if not self.armed or self.count > 1:
             raise KeyboardInterrupt
-        self.say("stopping after this step; once more stops now")
+        # Not through sys.stderr: the signal may have come in the middle of writing to it.
+        os.write(2, b"\nstopping after this step; once more stops now\n")

@@ -246,7 +246,9 @@ def _continue(sub: argparse._SubParsersAction[Parser]) -> None:
     parser = _add(sub, "retake", "make one clip again", RETAKE)
     _add_run(parser)
     parser.add_argument("--clip", type=values.whole(0), required=True, metavar="K", help="clip to make again")
-    parser.add_argument("--keep-rest", action="store_true", help="keep the clips that follow (a visible cut may appear)")
+    parser.add_argument(
+        "--keep-rest", action="store_true", help="keep the clips that follow (a visible cut may appear)"
+    )
     parser.add_argument("--seed", type=values.whole(0), metavar="N", help="seed of this take (default: a new one)")
     parser.add_argument("--prompt", metavar="TEXT", help="prompt of this take (default: the same)")
     _add_machine(parser)
@@ -265,8 +267,12 @@ def _look(sub: argparse._SubParsersAction[Parser]) -> None:
     parser = _add(sub, "export", "write mp4, gif, webp or frames", EXPORT)
     _add_run(parser)
     form = values.one_of("format", lambda: list(FORMATS))
-    parser.add_argument("--format", type=form, metavar="F", help=f"{', '.join(FORMATS)} (default: from --out, else mp4)")
-    parser.add_argument("--out", metavar="FILE", help="where to (default: beside the run, never over a file that exists)")
+    parser.add_argument(
+        "--format", type=form, metavar="F", help=f"{', '.join(FORMATS)} (default: from --out, else mp4)"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="where to (default: beside the run, never over a file that exists)"
+    )
     parser.add_argument("--range", metavar="A-B", help="clips A to B, or seconds with an s at the end: 1.5-4s")
     parser.add_argument("--scale", type=values.whole(), default=1, metavar="N", help="enlarge N times (default: 1)")
 

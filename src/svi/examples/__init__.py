@@ -16,33 +16,31 @@ FOLDER = Path(__file__).parent
 STORYBOARD = FOLDER / "storyboard.yaml"
 IMAGE = FOLDER / "reference.png"
 
-SEED = 3
-# What happens in a beat, and for how many clips (of one second) in a row it goes on.
-SCRIPT: tuple[tuple[tuple[tuple[str, int, str | None], ...], int], ...] = (
-    ((), 3),
-    ((("colour", 1, "blue"),), 1),
-    ((), 2),
-    ((("turn", 0, "right"),), 1),
-    ((), 3),
-    ((("stop", 1, None),), 1),
-    ((), 2),
-    ((("night", 0, None),), 1),
-    ((), 3),
-    ((("go", 1, "up"),), 1),
-    ((), 2),
-    ((("day", 0, None),), 1),
-    ((), 3),
+SEED = 258
+# What happens in a beat (kind, object, value), where the camera goes, and for how many clips of one second it goes on.
+SCRIPT: tuple[tuple[tuple[tuple[str, int, str | None], ...], str | None, int], ...] = (
+    ((), "stands", 3),
+    ((("colour", 0, "blue"),), None, 1),
+    ((), None, 3),
+    ((("stop", 0, None),), None, 1),
+    ((), None, 2),
+    ((), "pans right", 2),
+    ((("go", 0, "right"),), "stands", 1),
+    ((), None, 3),
+    ((("night", 0, None),), None, 1),
+    ((), None, 3),
+    ((("day", 0, None),), None, 1),
+    ((), None, 3),
 )
 
 
 def example_world() -> World:
-    """The world behind the example; ``world.clip(k)`` is the truth of clip k."""
+    """The world behind the example; the truth of clip k is ``world.clip(k)``."""
     from svi.pocket.world import Beat, Event, World
 
-    beats = [Beat(tuple(Event(*event) for event in events)) for events, clips in SCRIPT for _ in range(clips)]
-    # Only the first clip of a group has the event.
-    first = {sum(clips for _, clips in SCRIPT[:i]) for i in range(len(SCRIPT))}
-    beats = [beat if k in first else Beat() for k, beat in enumerate(beats)]
+    beats = []
+    for events, camera, clips in SCRIPT:
+        beats += [Beat(tuple(Event(*event) for event in events), camera), *[Beat()] * (clips - 1)]
     return World.sample(SEED, family="things", num_objects=2, camera="stands", lighting="day", beats=beats)
 
 
@@ -51,7 +49,7 @@ def example_storyboard() -> Storyboard:
     from svi.generation.storyboard import Beat, Scene, Storyboard
 
     world, beats, clip = example_world(), [], 0
-    for _, clips in SCRIPT:
+    for *_, clips in SCRIPT:
         beats.append(Beat(prompt=world.caption(clip), repeat=clips))
         clip += clips
     return Storyboard(title="A day in the pocket world", image=IMAGE.name, seed=0, scenes=(Scene(beats=tuple(beats)),))

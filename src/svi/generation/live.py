@@ -47,7 +47,7 @@ class LiveStoryboard:
             self._text = text
             storyboard = read_storyboard(text, self.path, self.settings)
         except UserError as error:
-            self.notify(f"{error}; the storyboard before this edit stays in use")
+            self.notify(f"{error} (the storyboard before this edit stays in use)")
             self.journal.append("storyboard_refused", reason=str(error))
             return self.storyboard
         if storyboard != self.storyboard:

@@ -70,7 +70,9 @@ class Making:
         count = self.store.count()
         self.next_clip = retake.clip if retake else count
         self._announce(torn)
-        playlist = self._playlist(count)
+        playlist = Playlist(self.run.playlist, fps=self.settings.fps, longest_frames=self.settings.num_frames)
+        if retake is None or not retake.keep_rest:  # else the old take plays until the new one is there
+            playlist.rebuild(self._entries(self.next_clip))
         try:
             if retake:
                 yield from self._stretch(live, playlist, retake.clip, retake.clip + 1, retake)
@@ -174,11 +176,6 @@ class Making:
             frames = torch.cat([part.cpu() for part in self.backend.decode(latents)]).clone()
         before = ClipMemory(memory.reference, memory.frames, clip_index=previous.index)
         return before.update(frames[None], latents, self.policy)
-
-    def _playlist(self, count: int) -> Playlist:
-        playlist = Playlist(self.run.playlist, fps=self.settings.fps, longest_frames=self.settings.num_frames)
-        playlist.rebuild(self._entries(count))
-        return playlist
 
     def _entries(self, count: int) -> Iterator[Entry]:
         for clip in range(count):

@@ -96,7 +96,7 @@ def resolve_settings(
         UserError: for an unknown preset or solver, or a value out of range; the message names the remedy.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    story = {name: getattr(storyboard, name) for name in ("preset", "seed", "steps", "guidance")}
+    story = {name: getattr(storyboard, name) for name in ("preset", "seed", "steps", "guidance", "negative_prompt")}
     asked = {**{name: value for name, value in story.items() if value is not None}, **given}
     model = {name: value for name, value in info.defaults.items() if name in RunSettings.model_fields}
     policy = get_policy(str(asked.get("preset") or model.get("preset") or DEFAULT_PRESET))

@@ -303,12 +303,12 @@ class Run(RunView):
         """What the MP4's ``comment`` says: enough to make the video again, with prompts run-length coded."""
         stride = get_policy(self.settings.preset).seed_stride
         prompts: list[dict[str, Any]] = []
+        follows: tuple[str, int] | None = None
         for clip in range(count):
             info = self.store.info(clip)
-            last = prompts[-1] if prompts else {"clip": 0, "prompt": None, "seed": 0}
-            expected = (last["prompt"], last["seed"] + stride * (clip - last["clip"]))
-            if (info.prompt, info.seed) != expected:  # a row speaks for the clips after it, seeds rising by the stride
+            if (info.prompt, info.seed) != follows:  # a row speaks for the clips after it, seeds rising by the stride
                 prompts.append({"clip": clip, "prompt": info.prompt, "seed": info.seed})
+            follows = info.prompt, info.seed + stride
         manifest = self.manifest
         return {
             "software": f"svi {manifest.software.get('svi', '')}".strip(),

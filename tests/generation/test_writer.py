@@ -90,6 +90,8 @@ def test_a_damaged_segment_is_named_and_leaves_the_old_video(segments: list[Path
     segments[1].write_bytes(b"rubbish" * 100)
     with pytest.raises(UserError, match=r"1\.mp4 is missing or damaged"):
         join_segments(segments, video, fps=FPS)
+    with pytest.raises(UserError, match=r"1\.mp4 is missing or damaged"):
+        list(read_frames(segments[1]))
     with pytest.raises(UserError, match="no finished clips"):
         join_segments([], video, fps=FPS)
     assert video.read_bytes() == before

@@ -194,14 +194,27 @@ def kill(path: Path, seed: int, kills: int) -> None:
         os.kill(process, signal.SIGKILL)
         if _wait(process):
             raise SystemExit(f"the run ended after {done} kills: make it longer")
+        check_playlist(path)
     print(f"{kills} kills, {run.count} clips survived")
     assert _wait(_child(path, step_s=0.0))
+
+
+def check_playlist(path: Path) -> None:
+    """Whatever happened, a player finds whole lines and files that exist, in order."""
+    if not (path / "video.m3u8").exists():
+        return
+    text = (path / "video.m3u8").read_text()
+    segments = [line for line in text.splitlines() if not line.startswith("#")]
+    assert (text[:8], text[-1]) == ("#EXTM3U\n", "\n"), text
+    assert all((path / segment).is_file() for segment in segments), text
+    assert segments == sorted(segments), text
 
 
 def crash(path: Path) -> None:
     number = 0
     while not _wait(_child(path, step_s=0.0, die_at=number)):
         number += 1
+        check_playlist(path)
     print(f"{number} crash points")
 
 

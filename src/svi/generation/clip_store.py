@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from svi.conditioning.memory import ClipMemory
@@ -169,15 +169,22 @@ class ClipStore:
         """``(1, C, F, h, w)`` fp32, all latents of a clip, checked against their hash."""
         return self._tensors(clip, LATENTS)["latents"]
 
-    def _tensors(self, clip: int, name: str) -> dict[str, Tensor]:
+    def checked_file(self, clip: int, name: str) -> Path:
+        """Path of a file of the current take, once its hash was found right.
+
+        Raises:
+            UserError: if it is missing or damaged; the message names the remedy.
+        """
         info = self.info(clip)
         path = info.path / name
         with explained(path, "read"):
-            data = path.read_bytes() if path.exists() else b""
-        if sha256(data) != info.files.get(name):
-            what = "is damaged" if data else "is missing"
+            what = _damage(path, info.files.get(name))
+        if what:
             raise UserError(f"{path} {what}; {remedy(self.root.parent, clip)}")
-        return load(data)
+        return path
+
+    def _tensors(self, clip: int, name: str) -> dict[str, Tensor]:
+        return load_file(self.checked_file(clip, name))
 
     def save(self, clip: Clip, *, take: int, start_frame: int, preset: str, fps: int, created: str) -> ClipInfo:
         """Put a made clip on disk for good; returns once it is durable."""
@@ -246,11 +253,15 @@ class ClipStore:
         """Files of the current take that are missing or changed, each with what is wrong."""
         info = self.info(clip)
         for name, expected in info.files.items():
-            path = info.path / name
-            if not path.is_file():
-                yield path, "is missing"
-            elif file_sha256(path) != expected:
-                yield path, "is damaged (its hash differs)"
+            if what := _damage(info.path / name, expected):
+                yield info.path / name, what
+
+
+def _damage(path: Path, expected: str | None) -> str | None:
+    """What is wrong with a file, None if nothing is."""
+    if not path.is_file():
+        return "is missing"
+    return None if file_sha256(path) == expected else "is damaged (its hash differs)"
 
 
 def remedy(run: Path, clip: int) -> str:

@@ -51,6 +51,12 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write ``data`` to a new file and sync it. Not atomic: for files inside a folder that is renamed later."""
     with explained(path), path.open("wb") as stream:

@@ -64,15 +64,15 @@ class Making:
         live = LiveStoryboard(self.run.storyboard_path, self.settings, self.journal, self.notify)
         count = self.run.checked_count()
         retake = self._pending(state.retake, count)
-        if retake and not retake.keep_rest:
-            set_aside = self.store.supersede_after(retake.clip)
-            self.journal.append("superseded", after=retake.clip, clips=set_aside)
-        count = self.store.count()
         self.next_clip = retake.clip if retake else count
         self._announce(torn)
         playlist = Playlist(self.run.playlist, fps=self.settings.fps, longest_frames=self.settings.num_frames)
         if retake is None or not retake.keep_rest:  # else the old take plays until the new one is there
             playlist.rebuild(self._entries(self.next_clip))
+        if retake and not retake.keep_rest:  # after the playlist, which so never names what is gone
+            set_aside = self.store.supersede_after(retake.clip)
+            self.journal.append("superseded", after=retake.clip, clips=set_aside)
+            count = retake.clip + 1
         try:
             if retake:
                 yield from self._stretch(live, playlist, retake.clip, retake.clip + 1, retake)

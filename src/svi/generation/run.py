@@ -278,10 +278,14 @@ class Run(RunView):
         write_atomic(self.storyboard_path, (HEADER + storyboard.to_yaml()).encode())
 
     def finish(self, target: Path | str | None = None) -> Path:
-        """Join the finished clips in ``video.mp4`` (or ``target``) without encoding again; returns its path."""
+        """Join the finished clips in ``video.mp4`` (or ``target``) without encoding again; returns its path.
+
+        Raises:
+            UserError: for no clips, a damaged one (named, with the remedy), or a full disk.
+        """
         path = Path(target) if target is not None else self.path / "video.mp4"
         count = self.checked_count()
-        segments = (self.store.path(clip) / SEGMENT for clip in range(count))
+        segments = (self.store.checked_file(clip, SEGMENT) for clip in range(count))
         join_segments(segments, path, fps=self.settings.fps, info=self._video_info(count), title=self._title())
         return path
 

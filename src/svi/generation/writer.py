@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from svi.errors import UserError
-from svi.generation.files import explained, publish, temporary_name
+from svi.generation.files import explained, publish, sync_file, temporary_name
 
 CODEC = "libx264"
 ENCODER = {"preset": "medium", "crf": "16", "bf": "0", "g": "1000000", "sc_threshold": "0"}
@@ -85,6 +85,8 @@ def join_segments(
             frames = _remux(segments, temporary, fps, info, title)
         if not frames:
             raise UserError(f"there are no finished clips to make {target.name} of")
+        with explained(target):
+            sync_file(temporary)
         publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -115,23 +117,42 @@ def _remux(segments: Iterable[Path], target: Path, fps: int, info: Mapping[str, 
 
 def _packets(path: Path) -> Iterator[av.Packet[Any]]:
     with _opened(path) as container:
-        for packet in container.demux(video=0):
+        packets = container.demux(video=0)
+        while (packet := _next(packets, path)) is not None:
             if packet.size:  # the last one is an empty flush packet
                 yield packet
 
 
 def read_frames(path: Path | str) -> Iterator[np.ndarray[Any, Any]]:
-    """Decode a segment or a video: ``(H, W, 3)`` uint8 frames in order."""
-    with _opened(Path(path)) as container:
-        for frame in container.decode(video=0):
+    """Decode a segment or a video: ``(H, W, 3)`` uint8 frames in order.
+
+    Raises:
+        UserError: for a missing or damaged file.
+    """
+    path = Path(path)
+    with _opened(path) as container:
+        frames = container.decode(video=0)
+        while (frame := _next(frames, path)) is not None:
             yield frame.to_ndarray(format="rgb24")
+
+
+def _next(items: Iterator[Any], path: Path) -> Any:
+    """The next packet or frame, None at the end."""
+    try:
+        return next(items, None)
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise _damaged(path, error) from None
 
 
 def _opened(path: Path) -> av.container.InputContainer:
     try:
         return av.open(str(path), "r", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError) as error:
-        raise UserError(f"{path} is missing or damaged ({error.strerror or error}): see `svi show`") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is missing or damaged ({getattr(error, 'strerror', None) or error}): see `svi show`")
 
 
 def read_info(path: Path | str) -> dict[str, Any]:

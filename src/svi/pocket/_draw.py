@@ -187,7 +187,7 @@ def landscape(rng: np.random.Generator, texture: str, colours: Array, size: tupl
             ix, iy = np.flatnonzero(dx < 1.3), np.flatnonzero(dy < 1.3)
             d = np.sqrt(dx[ix][None] ** 2 + dy[iy][:, None] ** 2)
             a = np.clip((1.0 - d) * r[i] / (4 * scale) + 0.5, 0, 1).astype(np.float32)
-            cut = np.ix_(range(3), iy, ix)
+            cut = np.ix_(np.arange(3), iy, ix)
             out[cut] += a * (c[2] - out[cut])
     shade = 1 + 0.05 * _waves(rng, h, w, 1.2 / scale, 5)
     return np.clip(out * shade, 0, 255)

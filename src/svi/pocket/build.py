@@ -21,7 +21,7 @@ from svi.geometry import Geometry
 from svi.pocket.components import SETTINGS, Components, new_components, save_components
 from svi.pocket.encode import encode
 from svi.pocket.train_dit import BATCH, dit_stage
-from svi.pocket.train_vae import PHASES, Phase, latent_statistics, vae_stage
+from svi.pocket.train_vae import PHASES, POLISH, latent_statistics, vae_stage, widen
 from svi.pocket.trainloop import train
 
 
@@ -46,9 +46,12 @@ def geometry() -> Geometry:
     return Geometry(**{name: SETTINGS[name] for name in names})
 
 
-def finish_vae(parts: Components, out: Path, *, seed: int, phases: tuple[Phase, ...], console: Console) -> None:
+def finish_vae(parts: Components, out: Path, *, seed: int, scale: float, console: Console) -> None:
     """Stage 1, with the latent statistics written into the VAE's configuration."""
-    train(vae_stage(parts.vae, phases), out, seed=seed, console=console)
+    widen(parts.vae)
+    for name, phases in (("vae", PHASES), ("vae-polish", POLISH)):
+        scaled = tuple(replace(phase, steps=max(1, round(phase.steps * scale))) for phase in phases)
+        train(vae_stage(parts.vae, scaled, name=name), out, seed=seed, console=console)
     statistics = out / "vae-latents.json"
     if not statistics.exists():
         mean, std = latent_statistics(parts.vae, seed=seed)
@@ -71,8 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.random:
         save_components(parts, options.out)
         return 0
-    phases = tuple(replace(p, steps=max(1, round(p.steps * options.vae_scale))) for p in PHASES)
-    finish_vae(parts, options.out, seed=options.seed, phases=phases, console=console)
+    finish_vae(parts, options.out, seed=options.seed, scale=options.vae_scale, console=console)
     if options.stage == "vae":
         return 0
     data = encode(

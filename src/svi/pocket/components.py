@@ -148,4 +148,3 @@ def save_components(parts: Components, folder: Path, *, dtype: torch.dtype | Non
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (folder / "svi.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
-

@@ -5,7 +5,7 @@ A `Scene` is everything about a world that does not change; knows nothing about 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,9 +51,9 @@ class Scene:
     start: Start
 
 
-def pick(rng: np.random.Generator, items: object) -> str:
+def pick(rng: np.random.Generator, items: Iterable[str]) -> str:
     """One of a sequence of names."""
-    words = tuple(items)  # type: ignore[arg-type]
+    words = tuple(items)
     return words[int(rng.integers(len(words)))]
 
 
@@ -100,7 +100,8 @@ def _things(
 ) -> tuple[tuple[Thing, ...], tuple[ThingStart, ...]]:
     scale = size[0] / 64
     shapes = rng.permutation(len(SHAPES))
-    things, starts = [], []
+    things: list[Thing] = []
+    starts: list[ThingStart] = []
     for i in range(count):
         texture = "plain" if rng.random() < 0.4 else pick(rng, TEXTURES[1:])
         shape = SHAPES[shapes[i]]

@@ -37,6 +37,7 @@ class Phase:
 
 
 PHASES = (Phase(1, 8, 500), Phase(5, 2, 1300), Phase(17, 1, 550, kl=1e-4))
+POLISH = (Phase(17, 1, 1500, kl=1e-4),)
 
 
 def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
@@ -85,9 +86,9 @@ def widen(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
-def vae_stage(vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES) -> Stage:
-    """The training stage of ``vae``."""
-    channels_last(widen(vae))
+def vae_stage(vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES, *, name: str = "vae") -> Stage:
+    """A training stage of ``vae``: ``PHASES`` on fresh (widened) weights, then ``POLISH`` on what came out."""
+    channels_last(vae)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         phase = phase_at(phases, step)
@@ -100,11 +101,14 @@ def vae_stage(vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES) -> Stag
         error = reconstruction.float() - video
         kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         mse = error.detach().square().mean()
-        return error.square().mean() + L1_WEIGHT * error.abs().mean() + phase.kl * kl, {"psnr": psnr(mse).item(), "kl": kl.item()}
+        return error.square().mean() + L1_WEIGHT * error.abs().mean() + phase.kl * kl, {
+            "psnr": psnr(mse).item(),
+            "kl": kl.item(),
+        }
 
     total = sum(phase.steps for phase in phases)
     return Stage(
-        "vae",
+        name,
         {"vae": vae},
         total,
         loss,

@@ -134,7 +134,9 @@ def train(stage: Stage, folder: Path, *, seed: int, console: Console, save_every
                 group["lr"] = learning_rate(stage, step)
         loss, numbers = stage.loss(step, step_generator(seed, step))
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{stage.name}: loss is {loss.item()} at step {step}; the last checkpoint is intact")
+            raise FloatingPointError(
+                f"{stage.name}: loss is {loss.item()} at step {step}; the last checkpoint is intact"
+            )
         for _, parameter in parameters:
             parameter.grad = None
         loss.backward()
@@ -146,10 +148,18 @@ def train(stage: Stage, folder: Path, *, seed: int, console: Console, save_every
         if step % 20 == 0 or step + 1 == stage.total_steps:
             spent = elapsed + now - begun
             rest = (now - begun) / (step + 1 - first) * (stage.total_steps - step - 1)
-            row = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), **numbers, "lr": learning_rate(stage, step)}
+            row = {
+                "step": step,
+                "loss": loss.item(),
+                "grad_norm": norm.item(),
+                **numbers,
+                "lr": learning_rate(stage, step),
+            }
             _log(folder / f"{stage.name}.jsonl", {**row, "elapsed_s": round(spent, 1)})
             shown = "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key not in ("step", "lr"))
-            console.print(f"{stage.name} {step + 1}/{stage.total_steps}  {shown}  left {rest / 60:.1f} min", highlight=False)
+            console.print(
+                f"{stage.name} {step + 1}/{stage.total_steps}  {shown}  left {rest / 60:.1f} min", highlight=False
+            )
         if now - saved > save_every_s:
             _save(stage, folder, optimizers, step + 1, elapsed + now - begun)
             saved = now
@@ -199,7 +209,13 @@ def _log(path: Path, row: dict[str, Any]) -> None:
 
 def _save(stage: Stage, folder: Path, optimizers: list[torch.optim.Optimizer], step: int, elapsed: float) -> None:
     state = {name: parameter.detach() for name, parameter in stage.named_parameters()}
-    payload = {"step": step, "elapsed": elapsed, "model": state, "ema": stage.ema, "optimizers": [o.state_dict() for o in optimizers]}
+    payload = {
+        "step": step,
+        "elapsed": elapsed,
+        "model": state,
+        "ema": stage.ema,
+        "optimizers": [o.state_dict() for o in optimizers],
+    }
     partial = folder / f"{stage.name}.pt.partial"
     with partial.open("wb") as file:
         torch.save(payload, file)

@@ -37,7 +37,7 @@ class Phase:
 
 
 PHASES = (Phase(1, 8, 500), Phase(5, 2, 1300), Phase(17, 1, 550, kl=1e-4))
-POLISH = (Phase(17, 1, 1500, kl=1e-4),)
+POLISH = (Phase(17, 1, 900, kl=1e-4),)
 
 
 def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:

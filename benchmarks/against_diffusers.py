@@ -202,7 +202,7 @@ def main() -> int:
     body = f"{what}; n = {len(ours)} pairs.\n\n" + table(["measured", "value"], rows)
     print(body)
     if not options.no_write:
-        write_section("against_diffusers", f"python benchmarks/against_diffusers.py --clips {options.clips}", body)
+        write_section("against_diffusers", body)
     return int(ratio > 1.02 or share >= 0.10)
 
 

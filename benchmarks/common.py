@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,8 +87,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def write_section(name: str, command: str, body: str) -> None:
-    """Replace section ``name`` of docs/benchmarks.md, between its two markers.
+def write_section(name: str, body: str) -> None:
+    """Replace section ``name`` of docs/benchmarks.md, between its two markers; the command line stands above it.
 
     Raises:
         ValueError: if the page has lost the markers.
@@ -95,6 +97,7 @@ def write_section(name: str, command: str, body: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     if start not in page or end not in page:
         raise ValueError(f"{PAGE.name} needs the lines {start!r} and {end!r}")
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     text = f"{start}\n`{command}`, {date.today().isoformat()}, {machine()}\n\n{body}\n{end}"
     PAGE.write_text(page[: page.index(start)] + text + page[page.index(end) + len(end) :], encoding="utf-8")
     print(f"wrote section {name} of {PAGE.relative_to(ROOT)}")

@@ -103,8 +103,7 @@ def main() -> int:
     body = section(series)
     print(body)
     if not options.no_write:
-        steps = f" --steps {options.steps}" if options.steps else ""
-        write_section("endless", f"python benchmarks/endless.py --clips {options.clips}{steps}", body)
+        write_section("endless", body)
     return int(series.memory_ratio > MEMORY_BOUND or series.time_ratio > TIME_BOUND)
 
 

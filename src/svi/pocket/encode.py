@@ -117,10 +117,12 @@ def encode(
         for offset in range(0, len(drawn), 8):
             frames = torch.stack([torch.from_numpy(frames) for frames, _ in drawn[offset : offset + 8]])
             parts.append(encode_clips(frames, encoder, policy, geometry))
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in ("clean", "values", "first")}
+        tensors = {
+            name: torch.cat([part[name] for part in parts]).contiguous() for name in ("clean", "values", "first")
+        }
         partial = path.with_suffix(".partial")
         metadata = {"captions": json.dumps([caption for _, caption in drawn])}
-        save_file({**tensors, "known": parts[0]["known"]}, partial, metadata=metadata)
+        save_file({**tensors, "known": parts[0]["known"].contiguous()}, partial, metadata=metadata)
         partial.replace(path)
         made += len(drawn)
         left = (time.monotonic() - begun) / made * (clips - stop)

@@ -68,8 +68,8 @@ def new_run(backend: Backend, clips: int, steps: int | None) -> Iterator[Any]:
     """A run of ``clips`` clips in a temporary folder."""
     from svi.generation.images import load_reference
     from svi.generation.manifest import resolve_settings
-    from svi.generation.prompts import storyboard_from_prompts
     from svi.generation.run import Run
+    from svi.generation.storyboard import storyboard_from_prompts
 
     window = backend.geometry
     size = (window.width, window.height)

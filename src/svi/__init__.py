@@ -15,8 +15,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from svi.api import branch as branch
+    from svi.api import extend as extend
     from svi.api import generate as generate
     from svi.api import load as load
+    from svi.api import resume as resume
+    from svi.api import retake as retake
     from svi.api import stream as stream
     from svi.backends.base import Backend as Backend
     from svi.backends.base import ModelInfo as ModelInfo
@@ -24,7 +28,9 @@ if TYPE_CHECKING:
     from svi.errors import UserError as UserError
     from svi.generation.clip import Clip as Clip
     from svi.generation.clip import ClipPlan as ClipPlan
+    from svi.generation.export import export as export
     from svi.generation.run import Run as Run
+    from svi.generation.show import contact_sheet as contact_sheet
     from svi.generation.storyboard import Storyboard as Storyboard
 
 __version__ = "0.1.0"
@@ -33,6 +39,12 @@ _HOMES = {
     "load": "svi.api",
     "generate": "svi.api",
     "stream": "svi.api",
+    "resume": "svi.api",
+    "extend": "svi.api",
+    "retake": "svi.api",
+    "branch": "svi.api",
+    "export": "svi.generation.export",
+    "contact_sheet": "svi.generation.show",
     "Backend": "svi.backends.base",
     "ModelInfo": "svi.backends.base",
     "PRESETS": "svi.conditioning.policy",

@@ -22,7 +22,7 @@ from svi.errors import UserError
 from svi.generation.clip import Clip
 from svi.generation.events import Listener, silent
 from svi.generation.run import Run
-from svi.generation.storyboard_edit import with_prompt
+from svi.generation.storyboard_edit import followed_by, with_prompt
 from svi.job import (
     Job,
     branch_folder,
@@ -35,8 +35,8 @@ from svi.job import (
     stream_clips,
     target_of,
 )
-from svi.options import BranchOptions, GenerateOptions, Machine, Model, Place, split
-from svi.prepare import Length, Prompts, continue_story, new_run_folder, read_story
+from svi.options import BranchOptions, GenerateOptions, Machine, Model, Place, place_of, split
+from svi.prepare import Length, Prompts, new_run_folder, read_story
 
 if TYPE_CHECKING:
     from svi.generation.images import Source
@@ -152,7 +152,7 @@ def resume(run: AnyRun, *, model: Model | None = None, **options: Unpack[Machine
     Raises:
         UserError: for a damaged run, and for weights or LoRAs that changed.
     """
-    run, place = opened(run), split(options)[1]
+    run, place = opened(run), place_of(options)
     return go(run, run_backend(run, model, place), place)
 
 
@@ -173,12 +173,12 @@ def extend(
     Raises:
         UserError: for bad input; the run then stays as it was.
     """
-    run, place, length = opened(run), split(options)[1], Length(clips, seconds, endless)
+    run, place, length = opened(run), place_of(options), Length(clips, seconds, endless)
     more = None if prompts is None else read_story(prompts)[0]
     if more is None and not length.given:
         raise UserError("say how much longer: --clips N, --seconds S, --endless, or new prompts")
     end = max(run.count, target_of(run) or 0)
-    story = None if more is None else continue_story(run.storyboard(), end, more)
+    story = None if more is None else followed_by(run.storyboard(), end, more)
     added = more.planned_clips if more is not None and not length.given else length.added(run.settings)
     backend = run_backend(run, model, place)
     if story is not None:
@@ -201,7 +201,7 @@ def retake(
     Raises:
         UserError: for a clip that does not exist; the run then stays as it was.
     """
-    run, place = opened(run), split(options)[1]
+    run, place = opened(run), place_of(options)
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty: say what happens in the clip")
     if not 0 <= clip < run.count:
@@ -237,7 +237,7 @@ def branch(
         UserError: for bad input; nothing is written then.
     """
     run, length = opened(run), Length(clips, seconds, endless)
-    sampling, place = split(options)
+    sampling, place = split(options, BranchOptions)
     if not 0 <= at <= run.count:
         have = f"it has {run.count} finished clips, so --at is from 0 to {run.count}"
         raise UserError(f"cannot branch {run.path} at clip {at}: {have}")
@@ -249,7 +249,6 @@ def branch(
         settings=job.prepared.settings,
         storyboard=job.prepared.storyboard,
         model=job.backend.info,
-        lora_sources=job.lora_sources,
         clips=job.prepared.target,
     )
     return go(new, job.backend, place)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +20,15 @@ from svi.generation.clip import Clip, ClipPlan
 from svi.generation.events import Listener, Notice, Step
 from svi.generation.images import Reference
 from svi.generation.lock import holder
+from svi.generation.manifest import RunSettings
 from svi.generation.plans import clip_plans
 from svi.generation.rollout import Stopped, rollout
 from svi.generation.run import Run
 from svi.generation.run_folder import check_new
+from svi.generation.stitch import total_frames
 from svi.generation.storyboard import Storyboard
-from svi.options import Model, Place
+from svi.generation.storyboard_edit import followed_by
+from svi.options import Model, Pictures, Place
 from svi.prepare import (
     Length,
     ModelChoice,
@@ -33,7 +36,6 @@ from svi.prepare import (
     Prompts,
     Sampling,
     Story,
-    continue_story,
     new_run_folder,
     prepare,
     read_story,
@@ -48,11 +50,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """Checked inputs and a loaded model. ``lora_sources``: where each LoRA came from."""
+    """Checked inputs and a loaded model."""
 
     prepared: Prepared
     backend: Backend
-    lora_sources: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -75,10 +76,9 @@ class Job:
             story.check_image()
         choice = model_choice(model, loras, place)
         geometry, info = choice.peek()
-        strengths = choice.lora_strengths()
-        prepared = prepare(story, length=length, sampling=sampling, geometry=geometry, info=info, loras=strengths)
+        prepared = prepare(story, length=length, sampling=sampling, geometry=geometry, info=info)
         tell(prepared.notes, place.on_event)
-        return cls(prepared, load_choice(choice, place.on_event), choice.lora_sources())
+        return cls(prepared, load_choice(choice, place.on_event))
 
     @classmethod
     def branch(
@@ -96,23 +96,18 @@ class Job:
         more = None if prompts is None else read_story(prompts)[0]
         story = run.storyboard()
         if more is not None:
-            story = continue_story(story, at, more)
+            story = followed_by(story, at, more)
         old = run.settings
-        same = {name: getattr(old, name) for name in ("preset", "seed", "steps", "guidance", "solver", "num_frames")}
+        same = {name: getattr(old, name) for name in (*Pictures.__annotations__, "num_frames")}
         asked = {name: value for name in same if (value := getattr(sampling, name)) is not None}
-        negative = old.negative_prompt if sampling.negative_prompt is None else sampling.negative_prompt
-        sampling = replace(sampling, **{**same, **asked}, negative_prompt=negative)
-        choice = None if isinstance(model, Backend) else _branch_choice(run, model, loras, place)
-        geometry, info = (model.geometry, model.info) if isinstance(model, Backend) else choice.peek()  # type: ignore[union-attr]
-        strengths = old.loras if choice is None else choice.lora_strengths()
+        sampling = replace(sampling, **{**same, **asked})
+        chosen = model if isinstance(model, Backend) else _branch_choice(run, model, loras, place)
+        geometry, info = (chosen.geometry, chosen.info) if isinstance(chosen, Backend) else chosen.peek()
         size = (old.width, old.height)
-        settings = settings_for(story, sampling, geometry, info, size, strengths, fps=old.fps, shift=old.shift)
+        settings = settings_for(story, sampling, geometry, info, size, fps=old.fps, shift=old.shift)
         reference = Reference(run.reference(), (), run.manifest.reference.source)
         prepared = Prepared(story, reference, settings, _branch_target(run, at, length, settings, more))
-        if choice is None:
-            assert isinstance(model, Backend)
-            return cls(prepared, model)
-        return cls(prepared, load_choice(choice, place.on_event), choice.lora_sources())
+        return cls(prepared, chosen if isinstance(chosen, Backend) else load_choice(chosen, place.on_event))
 
     def new_run(self, folder: Path) -> Run:
         """A new run folder for this job."""
@@ -122,7 +117,6 @@ class Job:
             storyboard=self.prepared.storyboard,
             reference=self.prepared.reference,
             model=self.backend.info,
-            lora_sources=self.lora_sources,
             clips=self.prepared.target,
         )
 
@@ -165,10 +159,7 @@ def _branch_choice(
     return model_choice(model or record.name, specs, place)
 
 
-def _branch_target(run: Run, at: int, length: Length, settings: object, more: Storyboard | None) -> int | None:
-    from svi.generation.manifest import RunSettings
-
-    assert isinstance(settings, RunSettings)
+def _branch_target(run: Run, at: int, length: Length, settings: RunSettings, more: Storyboard | None) -> int | None:
     if length.given:
         target = None if length.endless else length.clips or length.in_clips(settings)
     elif more is not None:
@@ -240,8 +231,6 @@ def go(run: Run, backend: Backend, place: Place, *, clips: int | None = None, en
 
 def overview(run: Run, target: int | None) -> Overview:
     """What is about to run. ``target``: clips in all, None = endless."""
-    from svi.generation.stitch import total_frames
-
     settings = run.settings
     overlap = get_policy(settings.preset).overlap
     seconds = None if target is None else total_frames(target, settings.num_frames, overlap) / settings.fps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypedDict
@@ -84,15 +84,36 @@ class Place:
     should_stop: ShouldStop | None = None
 
 
-def split(options: GenerateOptions | BranchOptions | Machine) -> tuple[Sampling, Place]:
+def split(
+    options: GenerateOptions | BranchOptions, known: type[GenerateOptions] | type[BranchOptions] = GenerateOptions
+) -> tuple[Sampling, Place]:
     """Options as objects.
+
+    Raises:
+        TypeError: for a name that is not in ``known``; the message names the nearest.
+    """
+    given: dict[str, Any] = dict(options)
+    _check_names(given, known)
+    place = {name: given.pop(name) for name in Machine.__annotations__ if name in given}
+    return Sampling(**given), Place(**place)
+
+
+def place_of(options: Machine) -> Place:
+    """:class:`Machine` as an object.
 
     Raises:
         TypeError: for an unknown name; the message names the nearest.
     """
-    given: dict[str, Any] = dict(options)
+    _check_names(options, Machine)
+    return Place(**options)
+
+
+def _check_names(given: Iterable[str], known: type) -> None:
     for name in given:
-        if name not in GenerateOptions.__annotations__:
-            raise TypeError(f"unknown argument {name!r}: {nearest(name, GenerateOptions.__annotations__)}")
-    place = {name: given.pop(name) for name in Machine.__annotations__ if name in given}
-    return Sampling(**given), Place(**place)
+        if name in known.__annotations__:
+            continue
+        if name in BranchOptions.__annotations__:
+            raise TypeError(f"{name!r} is fixed when a run is made: svi.branch goes on with another")
+        if name in GenerateOptions.__annotations__:
+            raise TypeError(f"{name!r} is fixed when a run is made: start a new run to change it")
+        raise TypeError(f"unknown argument {name!r}: {nearest(name, known.__annotations__)}")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
 from os import PathLike
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svi.backends.base import ModelInfo
-from svi.backends.lora import find_lora, parse_spec
+from svi.backends.lora import CHECKPOINT_SUFFIXES, find_lora, names_file, parse_spec
 from svi.backends.peek import peek
 from svi.backends.placement import choose
 from svi.backends.weights import find_model
@@ -28,11 +27,10 @@ from svi.errors import UserError
 from svi.generation.images import Reference, load_reference
 from svi.generation.live import check_loras
 from svi.generation.manifest import ModelRecord, RunSettings, resolve_settings
-from svi.generation.prompts import load_prompts, storyboard_from_prompts
+from svi.generation.prompts import load_prompts
 from svi.generation.run_folder import check_new
 from svi.generation.stitch import clips_for_seconds
-from svi.generation.storyboard import Storyboard, validated
-from svi.generation.storyboard_edit import until
+from svi.generation.storyboard import Storyboard, storyboard_from_prompts
 from svi.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -125,12 +123,14 @@ class ModelChoice:
     download: bool = False
 
     def check(self) -> None:
-        """Refuse an unknown device, dtype or LoRA, without loading anything."""
+        """Refuse an unknown device, dtype or LoRA, without loading anything; LoRA files before a model is fetched."""
         choose(self.device, self.dtype)
-        if self.loras:
-            folder = None if self.download else find_model(self.model)
-            for spec in self.loras:
-                check_lora(spec, folder)
+        named = [spec for spec in self.loras if not names_file(spec)]
+        for spec in self.loras:
+            if spec not in named:
+                check_lora(spec, None)
+        for spec in named:
+            check_lora(spec, find_model(self.model, allow_download=self.download))
 
     @property
     def place(self) -> dict[str, Any]:
@@ -138,17 +138,10 @@ class ModelChoice:
         return {"device": self.device, "dtype": self.dtype, "allow_download": self.download}
 
     def peek(self) -> tuple[Geometry, ModelInfo]:
-        """Shapes and recommended settings of the model, without its weights."""
-        return peek(self.model, allow_download=self.download)
-
-    def lora_strengths(self) -> dict[str, float]:
-        """Strength by LoRA name."""
-        return {spec.name: spec.strength for spec in map(parse_spec, self.loras)}
-
-    def lora_sources(self) -> dict[str, str]:
-        """What the user gave, by LoRA name: how a resumed run finds them."""
+        """Shapes, recommended settings and LoRA strengths of the model, without its weights."""
+        geometry, info = peek(self.model, allow_download=self.download)
         specs = [parse_spec(spec) for spec in self.loras]
-        return {s.name: os.path.abspath(s.source) if Path(s.source).is_file() else s.source for s in specs}
+        return geometry, replace(info, lora_strengths={spec.name: spec.strength for spec in specs})
 
 
 def prepare(
@@ -158,7 +151,6 @@ def prepare(
     sampling: Sampling,
     geometry: Geometry,
     info: ModelInfo,
-    loras: dict[str, float] | None = None,
 ) -> Prepared:
     """Check everything that decides a run, against the shapes of the model.
 
@@ -166,10 +158,8 @@ def prepare(
         UserError: for the first mistake found.
     """
     storyboard = story.storyboard.with_overrides(negative_prompt=sampling.negative_prompt)
-    if sampling.size is not None:
-        _checked(geometry, sampling.size)
     reference = load_reference(story.image, sampling.size, geometry)
-    settings = settings_for(storyboard, sampling, geometry, info, (reference.width, reference.height), loras)
+    settings = settings_for(storyboard, sampling, geometry, info, (reference.width, reference.height))
     target = length.target(storyboard, settings)
     return Prepared(storyboard, reference, settings, target, reference.notes)
 
@@ -205,7 +195,6 @@ def settings_for(
     geometry: Geometry,
     info: ModelInfo,
     size: tuple[int, int],
-    loras: dict[str, float] | None = None,
     **fixed: Any,
 ) -> RunSettings:
     """Settings of a run; a LoRA strength in the storyboard that names no loaded LoRA is refused.
@@ -226,7 +215,7 @@ def settings_for(
         solver=sampling.solver,
         num_frames=sampling.num_frames,
         negative_prompt=negative,
-        loras=loras or None,
+        loras=dict(info.lora_strengths),
         **fixed,
     )
     check_loras(storyboard, settings)
@@ -272,14 +261,6 @@ def story_image(storyboard: Storyboard, base: Path) -> Path:
     return base / storyboard.image
 
 
-def continue_story(old: Storyboard, clip: int, more: Storyboard) -> Storyboard:
-    """``old`` up to ``clip`` (not including it), then the scenes of ``more``."""
-    scenes = [scene.model_dump() for scene in more.scenes]
-    if more.prefix and more.prefix != old.prefix:
-        raise UserError("the new prompts have another prefix than the run: write it into the prompts instead")
-    return validated({**old.model_dump(), "clips": None, "scenes": [*until(old, clip), *scenes]}, "storyboard")
-
-
 def check_lora(spec: str, folder: Path | None) -> None:
     """Refuse a LoRA that is missing, not a LoRA file, or has a strength that is no number."""
     head, colon, tail = spec.rpartition(":")
@@ -298,7 +279,7 @@ def check_lora(spec: str, folder: Path | None) -> None:
             raise UserError(f"LoRA {path} is damaged or not safetensors ({reason}): fetch the file again") from None
         if not names:
             raise UserError(f"LoRA {path} holds no weights")
-    elif path.suffix not in {".ckpt", ".pt", ".pth"}:
+    elif path.suffix not in CHECKPOINT_SUFFIXES:
         raise UserError(f"LoRA {path} is not a .safetensors file (checkpoints of plain tensors: .ckpt, .pt, .pth)")
 
 
@@ -308,13 +289,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _checked(geometry: Geometry, size: tuple[int, int]) -> None:
-    try:
-        geometry.check_size(size[1], size[0])
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def new_run_folder(out: str | PathLike[str] | None, name: str) -> Path:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from svi.errors import UserError
-from svi.generation.images import derived_size, load_reference, parse_size
+from svi.generation.images import derived_size, load_reference
 from svi.geometry import Geometry
 
 WAN = Geometry()
@@ -127,13 +127,6 @@ def test_size_is_given_or_derived_and_far_sizes_are_noted() -> None:
         load_reference(image, (90, 64), POCKET)
     with pytest.raises(UserError, match="times the trained area"):
         load_reference(Image.new("RGB", (96, 960)), None, POCKET)
-
-
-def test_parse_size() -> None:
-    assert parse_size("832x480") == (832, 480)
-    for text in ("832", "832x", "x480", "axb", "832x480x3", "-16x16", "1e3x16"):
-        with pytest.raises(UserError, match="WIDTHxHEIGHT"):
-            parse_size(text)
 
 
 def test_bad_files(tmp_path: Path) -> None:

@@ -93,7 +93,9 @@ def test_no_such_clip(made: Run, clip: int) -> None:
 
 def test_a_branch_shares_its_first_clips(made: Run, tmp_path: Path, backend: TinyBackend) -> None:
     before = outputs(made)
-    branch = made.branch(2, tmp_path / "branch", clips=5, storyboard=followed_by(made.storyboard(), 2, ["x"]))
+    branch = made.branch(
+        2, tmp_path / "branch", clips=5, storyboard=followed_by(made.storyboard(), 2, storyboard_from_prompts(["x"]))
+    )
     assert (branch.count, branch.target, branch.manifest.parent.at) == (2, 5, 2)
     shared = [branch.store.info(1).segment, made.store.info(1).segment]
     assert shared[0].stat().st_ino == shared[1].stat().st_ino

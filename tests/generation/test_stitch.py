@@ -5,21 +5,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from svi.conditioning.memory import ClipMemory
 from svi.errors import UserError
 from svi.generation import stitch
+from svi.generation.clip import Clip, ClipPlan
 
 
 @given(clips=st.integers(1, 60), latent=st.integers(1, 25), overlap=st.integers(0, 4))
 def test_joined_clips_show_every_frame_once(clips: int, latent: int, overlap: int) -> None:
     num_frames = 4 * latent + 1
     shown: list[int] = []
+    memory = ClipMemory.start(torch.zeros(8, 8, 3, dtype=torch.uint8))
     for k in range(clips):
         begin = k * (num_frames - overlap)  # a later clip re-renders the last `overlap` frames
         frames = torch.arange(begin, begin + num_frames)
-        new = stitch.drop_overlap(frames, overlap if k else 0)
-        assert stitch.start_frame(k, num_frames, overlap) == len(shown)
-        assert stitch.new_frames(k, num_frames, overlap) == len(new)
-        shown += new.tolist()
+        plan = ClipPlan(k, "", "", 0, num_frames, 8, 8, 1, 1.0)
+        shown += Clip(plan, frames, frames, overlap if k else 0, memory).new_frames.tolist()
     assert shown == list(range(len(shown)))
     assert len(shown) == stitch.total_frames(clips, num_frames, overlap)
 

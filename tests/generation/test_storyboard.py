@@ -136,13 +136,13 @@ def test_overrides() -> None:
 
 
 def test_other_prompts_from_a_clip_on() -> None:
-    story = followed_by(parse_storyboard(STORY), 4, ["x", "y"])
+    story = followed_by(parse_storyboard(STORY), 4, storyboard_from_prompts(["x", "y"]))
     old = parse_storyboard(STORY)
     assert [story.prompt(k) for k in range(4)] == [old.prompt(k) for k in range(4)]
     assert [story.prompt(k) for k in range(4, 7)] == ["watercolour, x", "watercolour, y", "watercolour, y"]
-    longer = followed_by(old, 8, ["x"])
+    longer = followed_by(old, 8, storyboard_from_prompts(["x"]))
     assert [longer.prompt(k) for k in (6, 7, 8)] == [old.prompt(6), old.prompt(7), "watercolour, x"]
-    assert followed_by(old, 0, ["x"]).planned_clips == 1
+    assert followed_by(old, 0, storyboard_from_prompts(["x"])).planned_clips == 1
 
 
 @pytest.mark.parametrize("clip", range(6))

@@ -31,7 +31,11 @@ from svi.geometry import Geometry
 
 GEOMETRY = Geometry(latent_channels=4, spatial_scale=8, height=32, width=48, num_frames=9, fps=8)
 INFO = ModelInfo(
-    name="tiny", files={"weights.safetensors": "a" * 64, "config.json": "b" * 64}, loras={"sketch": "c" * 64}
+    name="tiny",
+    files={"weights.safetensors": "a" * 64, "config.json": "b" * 64},
+    loras={"sketch": "c" * 64},
+    lora_strengths={"sketch": 1.0},
+    lora_sources={"sketch": "sketch.safetensors"},
 )
 
 
@@ -118,7 +122,6 @@ def new_run(
         storyboard=story or storyboard_from_prompts(prompts),
         reference=reference(),
         model=INFO,
-        lora_sources={"sketch": "sketch.safetensors"},
         clips=clips,
     )
 

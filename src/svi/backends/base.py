@@ -19,13 +19,17 @@ class ModelInfo:
     Attributes:
         name: how the user named it (``pocket``, a folder, a hub id).
         files: ``{relative file name: sha256}`` of every weight and configuration file in use.
-        loras: ``{adapter name: sha256}`` of the LoRA files in use, in loading order.
+        loras: ``{LoRA name: sha256}`` of the LoRA files in use, in loading order.
+        lora_strengths: strength of each as it was loaded.
+        lora_sources: what the user gave for each (a name or a file), so that a resumed run finds it again.
         defaults: settings the model recommends (``steps``, ``guidance``, ``shift``, ``negative_prompt``); they win over the preset's.
     """
 
     name: str
     files: Mapping[str, str] = field(default_factory=dict)
     loras: Mapping[str, str] = field(default_factory=dict)
+    lora_strengths: Mapping[str, float] = field(default_factory=dict)
+    lora_sources: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
 
 

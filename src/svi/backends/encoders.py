@@ -26,14 +26,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def clean_prompt(prompt: str) -> str:
-    """What Wan does to a prompt first: repair mojibake (when ``ftfy`` is installed), HTML entities, runs of white space."""
-    try:
-        import ftfy
+    """What Wan does to a prompt first: repair mojibake, HTML entities, runs of white space."""
+    import ftfy
 
-        prompt = ftfy.fix_text(prompt)
-    except ImportError:
-        pass
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
 class TextEncoder:

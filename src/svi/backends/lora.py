@@ -6,6 +6,7 @@ knows. Here every key of a file must find its module, in its shape. Strengths ch
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ SUFFIX = re.compile(
 )
 FACTOR = {"A": "A", "B": "B", "down": "A", "up": "B"}
 FOLDER = "loras"
+CHECKPOINT_SUFFIXES = frozenset({".ckpt", ".pt", ".pth"})
+SUFFIXES = CHECKPOINT_SUFFIXES | {".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,12 @@ class LoraSpec:
     def name(self) -> str:
         """How strengths refer to it: the name, or the file's name without its ending."""
         path = Path(self.source)
-        return path.stem if path.suffix in {".safetensors", ".ckpt", ".pt", ".pth"} else path.name
+        return path.stem if path.suffix in SUFFIXES else path.name
+
+    @property
+    def origin(self) -> str:
+        """How it is found again from anywhere: a file by its full name, a name as it is."""
+        return os.path.abspath(self.source) if Path(self.source).is_file() else self.source
 
 
 def parse_spec(spec: str) -> LoraSpec:
@@ -127,9 +135,15 @@ def find_lora(source: str, folder: Path | None = None) -> Path:
     named = {found.stem: found for place in places for found in sorted(place.glob("*.safetensors"))}
     if source in named:
         return named[source]
-    if path.suffix or path.parent != Path("."):
+    if path.suffix in SUFFIXES or path.parent != Path("."):
         raise UserError(f"LoRA file {source} is missing")
     raise UserError(f"unknown LoRA {source!r}: {nearest(source, named)} (or give a .safetensors file)")
+
+
+def names_file(spec: str) -> bool:
+    """Whether ``NAME|FILE[:STRENGTH]`` is meant as a file, which can be looked for before the model is known."""
+    path = Path(parse_spec(spec).source).expanduser()
+    return path.is_file() or path.suffix in SUFFIXES
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from svi.backends.folders import load_tokenizer, make_image_encoder, make_text_encoder
 from svi.backends.placement import Placement
+from svi.backends.weights import OFFICIAL_STEM as STEM
 from svi.backends.weights import (
     Parts,
     Tensors,
@@ -30,7 +31,6 @@ from svi.backends.weights import (
 )
 from svi.errors import UserError
 
-STEM = "diffusion_pytorch_model"
 TOKENIZER = "google/umt5-xxl"
 
 # -- name maps: official -> diffusers / transformers; None where a tensor has no home and none is needed ---------------
@@ -167,11 +167,6 @@ def vae_name(name: str, res_blocks: int = 2) -> str | None:
 
 
 # -- reader ------------------------------------------------------------------------------------------------------------
-
-
-def is_official(folder: Path) -> bool:
-    """Whether ``folder`` looks like an official Wan download."""
-    return (folder / "config.json").is_file() and any(folder.glob(f"{STEM}*.safetensors*"))
 
 
 def load(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from svi.backends.base import ModelInfo
-from svi.backends.weights import SETTINGS_FILE, find_model, read_json
+from svi.backends.weights import SETTINGS_FILE, find_model, layout, read_json
 from svi.errors import UserError
 from svi.geometry import Geometry
 
@@ -24,7 +24,7 @@ def peek(model: str, *, allow_download: bool = False) -> tuple[Geometry, ModelIn
         UserError: where there is no such model, its folder is no model, or ``svi.json`` is damaged.
     """
     folder = find_model(model, allow_download=allow_download)
-    _check_layout(folder)
+    layout(folder)
     settings = folder / SETTINGS_FILE
     defaults: dict[str, Any] = read_json(settings) if settings.is_file() else {}
     vae, transformer = _config(folder / "vae"), _config(folder / "transformer")
@@ -42,16 +42,6 @@ def peek(model: str, *, allow_download: bool = False) -> tuple[Geometry, ModelIn
     except (TypeError, ValueError, IndexError) as error:
         raise UserError(f"the configuration of {folder} is damaged ({error}): fetch the model folder again") from None
     return geometry, ModelInfo(name=model, defaults=defaults)
-
-
-def _check_layout(folder: Path) -> None:
-    diffusers = (folder / "model_index.json").is_file()
-    official = (folder / "config.json").is_file() and any(folder.glob("diffusion_pytorch_model*"))
-    if not diffusers and not official:
-        raise UserError(
-            f"{folder} is no model folder: it has neither model_index.json (diffusers layout) nor config.json with "
-            "diffusion_pytorch_model*.safetensors (official Wan layout)"
-        )
 
 
 def _config(folder: Path) -> dict[str, Any]:

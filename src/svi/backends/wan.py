@@ -198,6 +198,8 @@ def load_backend(
         name=model,
         files=weights.hashes(folder, parts.files),
         loras={} if adapters is None else adapters.files,
+        lora_strengths={spec.name: spec.strength for spec in specs},
+        lora_sources={spec.name: spec.origin for spec in specs},
         defaults=parts.defaults,
     )
     for line in placement.lines():

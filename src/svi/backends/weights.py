@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from svi.backends.placement import Placement
 from svi.errors import UserError, nearest
 
 SETTINGS_FILE = "svi.json"
+OFFICIAL_STEM = "diffusion_pytorch_model"
 POCKET = "pocket"
 # Short names of models on the hub, in the diffusers layout.
 REGISTERED: dict[str, str] = {
@@ -34,7 +35,7 @@ REGISTERED: dict[str, str] = {
     "wan2.1-i2v-720p": "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
 }
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.pth"]  # .pth: VAE and encoders of the official layout
 
 Tensors = Iterable[tuple[str, Tensor]]
 
@@ -97,6 +98,22 @@ def _from_hub(model: str, hub_id: str, allow_download: bool) -> Path:
         ) from None
 
 
+def layout(folder: Path) -> Literal["diffusers", "official"]:
+    """Which layout a model folder has.
+
+    Raises:
+        UserError: for a folder that is no model.
+    """
+    if (folder / "model_index.json").is_file():
+        return "diffusers"
+    if (folder / "config.json").is_file() and any(folder.glob(f"{OFFICIAL_STEM}*.safetensors*")):
+        return "official"
+    raise UserError(
+        f"{folder} is no model folder: it has neither model_index.json (diffusers layout) nor config.json with "
+        f"{OFFICIAL_STEM}*.safetensors (official Wan layout)"
+    )
+
+
 def load_parts(folder: Path, placement: Placement, say: Callable[[str], None] = lambda line: None) -> Parts:
     """Load all parts of a model folder in either layout.
 
@@ -105,15 +122,8 @@ def load_parts(folder: Path, placement: Placement, say: Callable[[str], None] = 
     """
     from svi.backends import folders, official
 
-    if (folder / "model_index.json").is_file():
-        parts = folders.load(folder, placement, say)
-    elif official.is_official(folder):
-        parts = official.load(folder, placement, say)
-    else:
-        raise UserError(
-            f"{folder} is no model folder: it has neither model_index.json (diffusers layout) nor config.json with "
-            "diffusion_pytorch_model*.safetensors (official Wan layout)"
-        )
+    reader = folders if layout(folder) == "diffusers" else official
+    parts = reader.load(folder, placement, say)
     settings = folder / SETTINGS_FILE
     if settings.is_file():
         parts.files.append(settings)

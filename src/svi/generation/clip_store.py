@@ -58,7 +58,7 @@ class ClipInfo:
         start_frame: position in the video of the first frame that it adds; ``new_frames``: how many it adds.
         overlap: frames at its front that repeat the clip before and are not in the video.
         prompt, seed: what it shows, and the seed of its noise.
-        preset: policy it was made under.
+        settings: of the run, as they were when it was made.
         plan: all fields of its :class:`~svi.generation.clip.ClipPlan`.
         timing: seconds by stage.
         files: SHA-256 of each file; ``frames_sha256`` of all decoded frames, ``(T, H, W, 3)`` uint8.
@@ -72,8 +72,8 @@ class ClipInfo:
     overlap: int
     prompt: str
     seed: int
-    preset: str
     frames_sha256: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     timing: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -88,6 +88,11 @@ class ClipInfo:
     def thumbnail(self) -> Path:
         """The middle one of the clip's new frames, at most 320 pixels wide."""
         return self.path / THUMBNAIL
+
+    @property
+    def preset(self) -> str | None:
+        """Policy it was made under."""
+        return self.settings.get("preset")
 
     @property
     def takes(self) -> int:
@@ -186,14 +191,14 @@ class ClipStore:
     def _tensors(self, clip: int, name: str) -> dict[str, Tensor]:
         return load_file(self.checked_file(clip, name))
 
-    def save(self, clip: Clip, *, take: int, start_frame: int, preset: str, fps: int, created: str) -> ClipInfo:
-        """Put a made clip on disk for good; returns once it is durable."""
+    def save(self, clip: Clip, *, take: int, start_frame: int, settings: Mapping[str, Any], created: str) -> ClipInfo:
+        """Put a made clip on disk for good; returns once it is durable. ``settings``: of the run, as plain data."""
         frames = clip.new_frames
         begun = time.perf_counter()
         content = {
             MEMORY: save({name: tensor.contiguous() for name, tensor in clip.memory.tensors().items()}),
             LATENTS: save({"latents": clip.latents.contiguous()}),
-            SEGMENT: encode_segment(frames, fps=fps, start_frame=start_frame),
+            SEGMENT: encode_segment(frames, fps=settings["fps"], start_frame=start_frame),
             THUMBNAIL: thumbnail(frames[frames.shape[0] // 2]),
         }
         record: dict[str, Any] = {
@@ -204,8 +209,8 @@ class ClipStore:
             "overlap": clip.overlap,
             "prompt": clip.plan.prompt,
             "seed": clip.plan.seed,
-            "preset": preset,
             "frames_sha256": sha256(clip.frames.contiguous().numpy().tobytes()),
+            "settings": dict(settings),
             "plan": asdict(clip.plan),
             "timing": {**clip.timing, "encode_s": time.perf_counter() - begun},
             "files": {name: sha256(data) for name, data in content.items()},

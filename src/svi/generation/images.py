@@ -11,7 +11,6 @@ the trained area: that is said in a note, and refused beyond ``MAX_AREA`` times 
 
 from __future__ import annotations
 
-import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -86,14 +85,6 @@ def load_reference(source: Source, size: tuple[int, int] | None, geometry: Geome
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return Reference(torch.from_numpy(np.array(image, dtype=np.uint8)), tuple(notes), name)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``"832x480"`` -> ``(832, 480)``: width, then height."""
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", text)
-    if not match:
-        raise UserError(f"a size is WIDTHxHEIGHT in pixels, as in 832x480, not {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def derived_size(width: int, height: int, geometry: Geometry) -> tuple[int, int]:

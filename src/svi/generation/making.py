@@ -23,7 +23,7 @@ from svi.generation.clip_store import ClipInfo, remedy
 from svi.generation.events import ClipFinished, ClipStarted, Finished, Listener, Notice, RunStarted, Step, Stopped
 from svi.generation.files import remove_leftovers
 from svi.generation.live import LiveStoryboard
-from svi.generation.manifest import now, software_changes
+from svi.generation.manifest import check_settings, now, software_changes
 from svi.generation.plans import clip_plan
 from svi.generation.playlist import Entry, Playlist
 from svi.generation.run_state import Retake
@@ -114,6 +114,9 @@ class Making:
         if stop is not None and start >= stop:
             return
         previous = self.store.info(start - 1) if start else None
+        parent = self.run.manifest.parent
+        if previous and previous.index >= (parent.at if parent else 0):  # clips shared with a parent have the parent's
+            check_settings(self.settings, previous.settings, previous.index)
         self.store.clean(start)
         made = rollouts.rollout(
             self._plans(live, start, stop, retake),
@@ -136,7 +139,11 @@ class Making:
         index = clip.plan.index
         take = retake.take if retake else self.store.next_take(index)
         info = self.store.save(
-            clip, take=take, start_frame=start_frame, preset=self.policy.name, fps=self.settings.fps, created=now()
+            clip,
+            take=take,
+            start_frame=start_frame,
+            settings=self.settings.model_dump(mode="json"),
+            created=now(),
         )
         if retake:
             self.run.strike_retake()

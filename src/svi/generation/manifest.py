@@ -48,7 +48,7 @@ class RunSettings(_Frozen):
 
 
 class ModelRecord(_Frozen):
-    """Which weights a run uses; see :class:`~svi.backends.base.ModelInfo`. ``lora_sources``: where each LoRA was loaded from."""
+    """Which weights a run uses; see :class:`~svi.backends.base.ModelInfo`."""
 
     name: str
     files: dict[str, str] = Field(default_factory=dict)
@@ -135,23 +135,22 @@ def checked_settings(fields: Mapping[str, Any]) -> RunSettings:
     return settings
 
 
-def check_settings(settings: RunSettings, asked: Mapping[str, Any]) -> None:
-    """Refuse settings that differ from those a run was made with; None = not asked for.
+def check_settings(settings: RunSettings, made_with: Mapping[str, Any], clip: int) -> None:
+    """Refuse settings that differ from those that ``clip`` of the same run was made with.
 
     Raises:
         UserError: naming every difference.
     """
-    fields = settings.model_dump()
-    for name in asked:
-        if name not in fields:
-            raise UserError(f"unknown setting {name!r}; {nearest(name, fields)}")
     changed = [
-        f"{name} is {fields[name]!r} in this run, not {value!r}"
-        for name, value in asked.items()
-        if value is not None and value != fields[name]
+        f"{name} was {made_with.get(name)!r}, is {value!r}"
+        for name, value in settings.model_dump(mode="json").items()
+        if value != made_with.get(name)
     ]
     if changed:
-        raise UserError(f"{'; '.join(changed)}: a run keeps its settings, use `svi branch` to change them")
+        raise UserError(
+            f"run.json changed since clip {clip} was made: {'; '.join(changed)}; put it back: a run keeps its settings, "
+            "`svi branch` goes on with others"
+        )
 
 
 def check_model(record: ModelRecord, info: ModelInfo) -> None:
@@ -184,10 +183,11 @@ def _differences(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -
     return found
 
 
-def model_record(info: ModelInfo, lora_sources: Mapping[str, Path | str] | None = None) -> ModelRecord:
+def model_record(info: ModelInfo) -> ModelRecord:
     """The record of a loaded model."""
-    sources = {name: str(source) for name, source in (lora_sources or {}).items()}
-    return ModelRecord(name=info.name, files=dict(info.files), loras=dict(info.loras), lora_sources=sources)
+    return ModelRecord(
+        name=info.name, files=dict(info.files), loras=dict(info.loras), lora_sources=dict(info.lora_sources)
+    )
 
 
 def software_versions() -> dict[str, str]:

@@ -18,8 +18,6 @@ from svi.generation.textfile import read_text
 STORYBOARD_SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 _ASSIGNMENT = re.compile(r"^\s*prompts\s*(:[^=\n]*)?=", re.MULTILINE)
 
-__all__ = ["load_prompts", "parse_prompts", "storyboard_from_prompts"]
-
 
 def load_prompts(path: Path | str) -> Storyboard:
     """Read a prompt file or a storyboard.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,6 @@ class Run(RunView):
         storyboard: Storyboard,
         reference: Reference,
         model: ModelInfo,
-        lora_sources: Mapping[str, Path | str] | None = None,
         clips: int | None,
     ) -> Run:
         """Make a new run folder at ``out``, complete or not at all. ``clips``: how many there are to be, None = endless.
@@ -86,7 +85,7 @@ class Run(RunView):
         manifest = Manifest(
             created=now(),
             software=software_versions(),
-            model=model_record(model, lora_sources),
+            model=model_record(model),
             settings=settings,
             reference=ReferenceRecord(sha256=sha256(pixels.tobytes()), source=reference.source),
         )
@@ -126,7 +125,6 @@ class Run(RunView):
         settings: RunSettings | None = None,
         storyboard: Storyboard | None = None,
         model: ModelInfo | None = None,
-        lora_sources: Mapping[str, Path | str] | None = None,
     ) -> Run:
         """A new run at ``out`` that shares clips 0 to ``at - 1`` (by hard links) and goes its own way from clip ``at``.
 
@@ -144,7 +142,7 @@ class Run(RunView):
                 raise UserError(
                     f"a branch keeps the {name} of its run, {getattr(self.settings, name)}: start a new run to change it"
                 )
-        record = model_record(model, lora_sources) if model else self.manifest.model
+        record = model_record(model) if model else self.manifest.model
         for clip in range(at):
             for file, what in self.store.damage(clip):
                 raise UserError(f"{file} {what}: branch at {clip} or before, or {remedy(self.path, clip)}")

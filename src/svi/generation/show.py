@@ -79,7 +79,9 @@ def report(run: Run) -> RunReport:
     with contextlib.suppress(UserError):  # a damaged state.json or clip.json stands in ``damage``
         target = run.target
         state = state_of(run)
-    video = next((str(path) for path in (run.path / "video.mp4", run.playlist) if path.is_file()), None)
+    videos = (run.path / "video.mp4", run.playlist)  # video.mp4 may be older than the last clips
+    up_to_date_first = videos if state == "finished" else videos[::-1]
+    video = next((str(path) for path in up_to_date_first if path.is_file()), None)
     return RunReport(
         run=str(run.path),
         state=state,

@@ -1,7 +1,7 @@
 """Joining clips: pure arithmetic on frame counts.
 
 Knows nothing about files or models. A later clip re-renders the last ``overlap`` frames of the clip before it; those
-frames are dropped from the front of the later clip. The published code drops them from the end of the earlier one
+frames are dropped from the front of the later clip (``Clip.new_frames``). The published code drops them from the end of the earlier one
 instead, which needs to know the last clip in advance and keeps the frames that went through the VAE once more.
 """
 
@@ -10,26 +10,13 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from torch import Tensor
-
 from svi.errors import UserError
-
-
-def new_frames(index: int, num_frames: int, overlap: int) -> int:
-    """Frames that clip ``index`` adds to the video."""
-    check_overlap(num_frames, overlap)
-    return num_frames if index == 0 else num_frames - overlap
 
 
 def total_frames(clips: int, num_frames: int, overlap: int) -> int:
     """Frames of a video of ``clips`` clips: ``(clips - 1) (num_frames - overlap) + num_frames``; 0 for none."""
     check_overlap(num_frames, overlap)
     return 0 if clips <= 0 else (clips - 1) * (num_frames - overlap) + num_frames
-
-
-def start_frame(index: int, num_frames: int, overlap: int) -> int:
-    """Position in the video of the first frame that clip ``index`` adds."""
-    return total_frames(index, num_frames, overlap)
 
 
 def clips_for_frames(frames: int, num_frames: int, overlap: int) -> int:
@@ -47,12 +34,6 @@ def clips_for_seconds(seconds: float, fps: int, num_frames: int, overlap: int) -
     if not math.isfinite(seconds) or seconds <= 0:
         raise UserError(f"the length must be a positive number of seconds, not {seconds}")
     return clips_for_frames(math.ceil(Fraction(str(seconds)) * fps), num_frames, overlap)
-
-
-def drop_overlap(frames: Tensor, overlap: int) -> Tensor:
-    """``(T, H, W, 3)`` -> ``(T - overlap, H, W, 3)``: what a clip adds to the video."""
-    check_overlap(frames.shape[0], overlap)
-    return frames[overlap:]
 
 
 def check_overlap(num_frames: int, overlap: int) -> None:

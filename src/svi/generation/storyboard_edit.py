@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from svi.errors import UserError
@@ -27,12 +26,16 @@ def until(storyboard: Storyboard, clips: int) -> list[dict[str, Any]]:
     return scenes
 
 
-def followed_by(storyboard: Storyboard, clip: int, prompts: Sequence[str]) -> Storyboard:
-    """The same up to ``clip`` (not including it), then one beat per prompt."""
-    if not prompts:
-        raise UserError("there are no prompts: give at least one")
-    scenes = until(storyboard, clip)
-    return _with_scenes(storyboard, [*scenes, {"beats": [{"prompt": text} for text in prompts]}])
+def followed_by(storyboard: Storyboard, clip: int, more: Storyboard) -> Storyboard:
+    """The same up to ``clip`` (not including it), then the scenes of ``more``.
+
+    Raises:
+        UserError: if ``more`` has a prefix of its own, which would not reach the prompts before it.
+    """
+    if more.prefix and more.prefix != storyboard.prefix:
+        raise UserError("the new prompts have another prefix than the run: write it into the prompts instead")
+    scenes = [scene.model_dump() for scene in more.scenes]
+    return _with_scenes(storyboard.model_copy(update={"clips": None}), [*until(storyboard, clip), *scenes])
 
 
 def with_prompt(storyboard: Storyboard, clip: int, prompt: str, *, clips: int | None) -> Storyboard:

@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("out", type=Path, help="folder for checkpoints, logs and, in model/, the finished model")
     arguments.add_argument("--seed", type=int, default=0, help="weights, data and noise follow from it (default 0)")
     arguments.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    arguments.add_argument("--device", default="cpu", help="where to train: cpu (default; exact to resume) or cuda")
     arguments.add_argument("--clips", type=int, default=6400, help="clips to encode for stage 3 (default 6400)")
     arguments.add_argument("--steps", type=int, default=4500, help="optimizer steps of stage 3 (default 4500)")
     arguments.add_argument("--batch", type=int, default=BATCH, help=f"clips per step of stage 3 (default {BATCH})")
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.random:
         save_components(parts, options.out)
         return 0
+    for part in (parts.vae, parts.transformer, parts.text_encoder, parts.image_encoder):
+        part.to(options.device)
     finish_vae(parts, options.out, seed=options.seed, scale=options.vae_scale, console=console)
     if options.stage == "vae":
         return 0

@@ -61,9 +61,11 @@ class VideoEncoder:
 
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = self.vae.encode(video.contiguous(memory_format=torch.channels_last_3d)).latent_dist.mode()
-        return (latents.float() - self.mean) * (1 / self.std)
+        device = self.vae.device
+        with torch.autocast(device.type, torch.bfloat16):
+            video = video.to(device).contiguous(memory_format=torch.channels_last_3d)
+            latents = self.vae.encode(video).latent_dist.mode()
+        return (latents.float().cpu() - self.mean) * (1 / self.std)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         return torch.zeros(len(prompts), 1, 1)  # texts are encoded while training

@@ -39,20 +39,21 @@ def dit_stage(backend: WanBackend, data: LatentSet, *, steps: int, batch: int = 
     }
     for module in modules.values():
         module.requires_grad_(True).train()
+    device = backend.device
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(data.captions), (batch,), generator=generator)
         dropped = torch.rand(batch, generator=generator) < TEXT_DROPOUT
         prompts = ["" if drop else data.captions[i] for i, drop in zip(index.tolist(), dropped.tolist(), strict=True)]
-        clean = data.clean[index].float()
-        noise = torch.randn(clean.shape, generator=generator)
-        sigma = draw_sigma(batch, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        clean = data.clean[index].float().to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        sigma = draw_sigma(batch, generator).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             condition = ClipCondition(
-                values=data.values[index].float(),
-                known=data.known.float().expand(batch, *data.known.shape[1:]),
+                values=data.values[index].float().to(device),
+                known=data.known.float().to(device).expand(batch, *data.known.shape[1:]),
                 text=backend.encode_text(prompts),
-                image=backend.encode_image(to_video(data.first[index][:, None])[:, :, 0]),
+                image=backend.encode_image(to_video(data.first[index][:, None])[:, :, 0].to(device)),
             )
             predicted = backend.velocity(flow.interpolate(clean, noise, sigma), sigma, condition)
         per_sample = F.mse_loss(predicted.float(), flow.velocity(clean, noise), reduction="none").flatten(1).mean(1)

@@ -103,11 +103,11 @@ def vae_stage(vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES, *, name
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         phase = phase_at(phases, step)
-        video = to_float(sample_video(phase.batch, phase.frames, generator, phase.crop))
+        video = to_float(sample_video(phase.batch, phase.frames, generator, phase.crop)).to(vae.device)
         video = video.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(vae.device.type, torch.bfloat16):
             posterior = vae.encode(video).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator)
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(vae.device)
             reconstruction = vae.decode(posterior.mean + posterior.std * noise).sample
         error = reconstruction.float() - video
         kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
@@ -142,10 +142,10 @@ def held_out_psnr(vae: AutoencoderKLWan, worlds: int, num_frames: int = 17) -> f
     """Mean over held-out worlds of the round-trip PSNR of one clip each, in dB, through fp32 and uint8 as users see it."""
     values = []
     for index in range(worlds):
-        frames = torch.from_numpy(World.sample(HELD_OUT + index).clip(0.0, num_frames))[None]
-        decoded = vae.decode(vae.encode(to_float(frames)).latent_dist.mode()).sample
+        video = to_float(torch.from_numpy(World.sample(HELD_OUT + index).clip(0.0, num_frames))[None]).to(vae.device)
+        decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample
         shown = ((decoded + 1) * 127.5).clip(0, 255).to(torch.uint8).float() * (2 / 255) - 1
-        values.append(psnr((shown - to_float(frames)).square().mean()).item())
+        values.append(psnr((shown - video).square().mean()).item())
     return sum(values) / len(values)
 
 
@@ -155,8 +155,8 @@ def latent_statistics(vae: AutoencoderKLWan, *, seed: int, clips: int = 64) -> t
     generator = torch.Generator().manual_seed(seed)
     latents = []
     for _ in range(clips // 4):
-        video = to_float(sample_video(4, 17, generator))
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append(vae.encode(video).latent_dist.mode().float())
+        video = to_float(sample_video(4, 17, generator)).to(vae.device)
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            latents.append(vae.encode(video).latent_dist.mode().float().cpu())
     values = torch.cat(latents).transpose(0, 1).flatten(1)
     return [round(x, 5) for x in values.mean(1).tolist()], [round(x, 5) for x in values.std(1).tolist()]

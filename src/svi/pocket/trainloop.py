@@ -228,7 +228,8 @@ def _load(stage: Stage, folder: Path, optimizers: list[torch.optim.Optimizer]) -
     path = folder / f"{stage.name}.pt"
     if not path.exists():
         return 0, 0.0
-    payload = torch.load(path, weights_only=True)
+    device = stage.named_parameters()[0][1].device
+    payload = torch.load(path, weights_only=True, map_location=device)
     for name, parameter in stage.named_parameters():
         parameter.data.copy_(payload["model"][name])
     stage.ema = payload["ema"]

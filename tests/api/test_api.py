@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import svi
 from svi import api
 from svi.generation.events import ClipFinished, Finished, Step, Stopped
+from svi.generation.show import report
+from svi.prepare import ModelChoice
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +46,12 @@ def test_everything_named_is_there():
     assert {"load", "generate", "stream", "Run", "UserError"} <= set(dir(svi))
     with pytest.raises(AttributeError, match="genrate"):
         svi.genrate  # noqa: B018 - the access is the test
+
+
+def test_names_in_pages_and_docstrings_are_there():
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    used = set(re.findall(r"\bsvi\.(\w+)\(", f"{readme} {svi.__doc__} {api.__doc__}"))
+    assert {"generate", "extend"} <= used <= set(svi.__all__)
 
 
 def test_the_package_says_that_it_is_typed():
@@ -139,6 +150,51 @@ def test_a_run_knows_its_model(model_folder, image, home):
     svi.generate(image, "a ball", model=model_folder, clips=1, steps=1, out="run")
     run = api.extend("run", clips=1)
     assert run.count == 2
+
+
+def test_a_loaded_model_keeps_its_loras_in_the_run(model_folder, image, home):
+    layer = svi.load(model_folder).transformer.blocks[0].attn1.to_q
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"A": (2, layer.in_features), "B": (layer.out_features, 2)}
+    weights = {
+        f"blocks.0.attn1.to_q.lora_{k}.weight": torch.randn(shape, generator=draw) for k, shape in shapes.items()
+    }
+    save_file(weights, "style.safetensors")
+    loaded = svi.load(model_folder, loras=["style.safetensors:0.5"])
+    run = svi.generate(image, "a ball", model=loaded, clips=1, steps=1, out="run")
+    assert run.settings.loras == {"style": 0.5}
+    longer = svi.extend("run", clips=1)  # finds model and LoRA by itself
+    whole = svi.generate(image, "a ball", model=loaded, clips=2, steps=1, out="whole")
+    found, wanted = ([clip.frames_sha256 for clip in made.clips()] for made in (longer, whole))
+    assert found == wanted
+
+
+def test_a_lora_by_name_is_found_where_downloads_are_allowed(model_folder, tmp_path):
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    (folder / "loras").mkdir()
+    save_file({"x.lora_A.weight": torch.zeros(2, 8)}, folder / "loras" / "style.safetensors")
+    choice = ModelChoice(str(folder), ("style:0.5",), download=True)
+    choice.check()
+    assert choice.peek()[1].lora_strengths == {"style": 0.5}
+    with pytest.raises(svi.UserError, match="'stile': did you mean 'style'"):
+        ModelChoice(str(folder), ("stile",)).check()
+
+
+def test_what_a_run_fixes_is_no_option_of_going_on(backend, image, home):
+    svi.generate(image, "a ball", model=backend, clips=1, steps=1, out="run")
+    with pytest.raises(TypeError, match="'steps' is fixed when a run is made: svi.branch"):
+        svi.resume("run", model=backend, steps=30)
+    with pytest.raises(TypeError, match="'size' is fixed when a run is made: start a new run"):
+        svi.branch("run", 1, model=backend, size=(64, 64))
+    with pytest.raises(TypeError, match="'devise': did you mean 'device'"):
+        svi.extend("run", clips=1, devise="cpu")
+
+
+def test_show_names_the_video_that_is_up_to_date(backend, image, home):
+    run = svi.generate(image, "a ball", model=backend, clips=1, steps=1, out="run")
+    assert report(run).video == "run/video.mp4"
+    svi.extend(run, clips=2, model=backend, should_stop=lambda: True)
+    assert report(run).video == "run/video.m3u8"
 
 
 def test_extend_retake_branch(backend, image, home):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from svi.backends.base import Backend
-from svi.backends.encoders import clip_pixels
+from svi.backends.encoders import clean_prompt, clip_pixels
 from svi.backends.vae import WanVae, to_uint8
 from svi.backends.wan import WanBackend, load_backend
 from svi.errors import UserError
@@ -183,6 +183,10 @@ def test_prompt_is_cleaned_as_wan_does(backend):
         backend.encode_text(["a red ball & a cat"]),
     )
     assert torch.equal(messy, clean)
+
+
+def test_broken_text_is_repaired_as_wan_does():
+    assert clean_prompt("a caf\u00c3\u00a9  in\u00a0Paris") == "a caf\u00e9 in Paris"
 
 
 def test_prompt_longer_than_the_model_reads_says_so(backend):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,14 @@ def test_placement_gives_its_reasons():
     assert len(placement.lines()) == 3
     assert all(": " in line and not line.endswith("default") for line in placement.lines())
     assert choose("cpu", "bf16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("file", ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/spiece.model"])
+def test_a_download_takes_what_both_layouts_need(monkeypatch, tmp_path, file):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda hub_id, **options: asked.append(options) or str(tmp_path)
+    )
+    assert find_model("Wan-AI/Wan2.1-I2V-14B-480P", allow_download=True) == tmp_path
+    assert any(fnmatch(file, pattern) for pattern in asked[0]["allow_patterns"])
+    assert asked[0]["local_files_only"] is False

@@ -1,8 +1,9 @@
 """Joining clips: pure arithmetic on frame counts.
 
 Knows nothing about files or models. A later clip re-renders the last ``overlap`` frames of the clip before it; those
-frames are dropped from the front of the later clip (``Clip.new_frames``). The published code drops them from the end of the earlier one
-instead, which needs to know the last clip in advance and keeps the frames that went through the VAE once more.
+frames are dropped from the front of the later clip (``Clip.new_frames``). The published code drops them from the end of
+the earlier one instead, which needs to know the last clip in advance and keeps the frames that went through the VAE
+once more.
 """
 
 from __future__ import annotations

@@ -134,24 +134,34 @@ def prompt_control(
     return shares
 
 
-def drift(backend: Backend, worlds: int, clips: int, *, preset: str = "wan") -> list[list[float]]:
-    """Background PSNR in dB per world and clip of a long rollout, standing camera by daylight.
+@dataclass(frozen=True)
+class Drift:
+    """A long rollout of one world: background PSNR in dB of each clip, and each clip's last frame ``(K, H, W, 3)`` uint8."""
+
+    caption: str
+    curve: list[float]
+    last_frames: np.ndarray
+
+
+def drift(backend: Backend, worlds: int, clips: int, *, preset: str = "wan") -> list[Drift]:
+    """Long rollouts against truth, standing camera by daylight.
 
     The landscape does not change, so truth for it is known at any length, whatever the things did meanwhile; where
     things truly are is masked out.
     """
-    curves = []
+    rollouts = []
     for index in range(worlds):
         world = World.sample(HELD_OUT + index, family="things", camera="stands", lighting="day")
         background = world.clip(0.0, 1, objects=False)
-        frame, curve = 0, []
+        frame, curve, last = 0, [], []
         for clip in clips_of(backend, world, clips, preset=preset, seed=index):
             new = clip.new_frames.numpy()
             truth = np.broadcast_to(background, new.shape)
             curve.append(psnr(new, truth, masks(world, frame, len(new))))
+            last.append(new[-1])
             frame += len(new)
-        curves.append(curve)
-    return curves
+        rollouts.append(Drift(world.caption(0), curve, np.stack(last)))
+    return rollouts
 
 
 def sheet(rows: Sequence[tuple[str, np.ndarray]], path: Path, *, columns: int = 6, scale: int = 2) -> None:
@@ -178,16 +188,6 @@ def single_clip_sheet(backend: Backend, path: Path, seeds: Sequence[int]) -> Non
         rows.append((f"truth: {world.caption(0)}", world.clip(0.0, len(clip.frames))))
         rows.append(("generated", clip.frames.numpy()))
     sheet(rows, path)
-
-
-def long_sheet(backend: Backend, path: Path, worlds: Sequence[int], clips: int, *, preset: str = "wan") -> None:
-    """What drift looks like: the last frame of evenly chosen clips of a long rollout, one row per world."""
-    rows = []
-    for index in worlds:
-        world = World.sample(HELD_OUT + index, family="things", camera="stands", lighting="day")
-        last = [clip.frames[-1].numpy() for clip in clips_of(backend, world, clips, preset=preset, seed=index)]
-        rows.append((f"{preset}, clips 1 to {clips}: {world.caption(0)}", np.stack(last)))
-    sheet(rows, path, columns=8)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -220,11 +220,12 @@ def main(argv: list[str] | None = None) -> int:
         report(f"control_{control}", share)
     single_clip_sheet(backend, options.out / "single-clips.png", range(6))
     if options.drift_worlds:
-        curves = drift(backend, options.drift_worlds, options.clips, preset=options.preset)
-        results[f"drift_{options.preset}"] = [[round(value, 2) for value in curve] for curve in curves]
+        rollouts = drift(backend, options.drift_worlds, options.clips, preset=options.preset)
+        results[f"drift_{options.preset}"] = [[round(value, 2) for value in each.curve] for each in rollouts]
         for clip in sorted({0, 1, 4, 9, 19, options.clips - 1} & set(range(options.clips))):
-            report(f"drift_{options.preset}_clip_{clip + 1}_db", figure([curve[clip] for curve in curves]))
-        long_sheet(backend, options.out / f"drift-{options.preset}.png", range(4), options.clips, preset=options.preset)
+            report(f"drift_{options.preset}_clip_{clip + 1}_db", figure([each.curve[clip] for each in rollouts]))
+        rows = [(f"{options.preset}, clips 1 to {options.clips}: {r.caption}", r.last_frames) for r in rollouts[:6]]
+        sheet(rows, options.out / f"drift-{options.preset}.png", columns=8)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     return 0

@@ -167,7 +167,7 @@ def train(stage: Stage, folder: Path, *, seed: int, console: Console, save_every
             _sample(stage, folder, step + 1, console)
     _save(stage, folder, optimizers, stage.total_steps, elapsed + time.monotonic() - begun)
     swap_average(stage)
-    if stage.on_sample:
+    if stage.on_sample and first < stage.total_steps:
         _sample(stage, folder, stage.total_steps, console, swap=False)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from svi.backends.wan import WanBackend
+from svi.backends.wan import WanBackend, load_backend
 from svi.geometry import Geometry
 from svi.pocket.components import SETTINGS, Components, new_components, save_components
 from svi.pocket.encode import encode
@@ -31,6 +31,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("out", type=Path, help="folder for checkpoints, logs and, in model/, the finished model")
     arguments.add_argument("--seed", type=int, default=0, help="weights, data and noise follow from it (default 0)")
     arguments.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    arguments.add_argument(
+        "--start", metavar="MODEL", help="go on from a model (pocket or a folder) instead of nothing"
+    )
     arguments.add_argument("--device", default="cpu", help="where to train: cpu (default; exact to resume) or cuda")
     arguments.add_argument("--clips", type=int, default=6400, help="clips to encode for stage 3 (default 6400)")
     arguments.add_argument("--steps", type=int, default=4500, help="optimizer steps of stage 3 (default 4500)")
@@ -47,10 +50,12 @@ def geometry() -> Geometry:
     return Geometry(**{name: SETTINGS[name] for name in names})
 
 
-def finish_vae(parts: Components, out: Path, *, seed: int, scale: float, console: Console) -> None:
-    """Stage 1, with the latent statistics written into the VAE's configuration."""
-    widen(parts.vae)
-    for name, phases in (("vae", PHASES), ("vae-polish", POLISH)):
+def finish_vae(parts: Components, out: Path, *, fresh: bool, seed: int, scale: float, console: Console) -> None:
+    """Stage 1, with the latent statistics written into the VAE's configuration. One that is not ``fresh`` is polished only."""
+    stages = [("vae", PHASES), ("vae-polish", POLISH)]
+    if fresh:
+        widen(parts.vae)
+    for name, phases in stages if fresh else stages[1:]:
         scaled = tuple(replace(phase, steps=max(1, round(phase.steps * scale))) for phase in phases)
         train(vae_stage(parts.vae, scaled, name=name), out, seed=seed, console=console)
     statistics = out / "vae-latents.json"
@@ -58,6 +63,15 @@ def finish_vae(parts: Components, out: Path, *, seed: int, scale: float, console
         mean, std = latent_statistics(parts.vae, seed=seed)
         statistics.write_text(json.dumps({"latents_mean": mean, "latents_std": std}) + "\n")
     parts.vae.register_to_config(**json.loads(statistics.read_text()))
+
+
+def parts_of(model: str) -> Components:
+    """The parts of an existing model, to go on training them."""
+    backend = load_backend(model, device="cpu", dtype="float32")
+    assert isinstance(backend, WanBackend)
+    parts = Components(backend.transformer, backend.vae, backend.text_encoder, backend.tokenizer, backend.image_encoder)
+    parts.vae.requires_grad_(True)
+    return parts
 
 
 def backend_of(parts: Components) -> WanBackend:
@@ -71,13 +85,13 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(file=sys.stdout, soft_wrap=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    parts = new_components(options.seed)
+    parts = parts_of(options.start) if options.start else new_components(options.seed)
     if options.random:
         save_components(parts, options.out)
         return 0
     for part in (parts.vae, parts.transformer, parts.text_encoder, parts.image_encoder):
         part.to(options.device)
-    finish_vae(parts, options.out, seed=options.seed, scale=options.vae_scale, console=console)
+    finish_vae(parts, options.out, fresh=not options.start, seed=options.seed, scale=options.vae_scale, console=console)
     if options.stage == "vae":
         return 0
     data = encode(

@@ -127,7 +127,7 @@ def vae_stage(vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES, *, name
         warmup=50,
         weight_decay=0.0,
         optimizer="muon",
-        on_sample=lambda step: {"held_out_psnr": held_out_psnr(vae, 16)},
+        on_sample=lambda step: {"held_out_psnr": held_out_psnr(vae, 8)},
         sample_every=500,
     )
 

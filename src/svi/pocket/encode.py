@@ -24,8 +24,9 @@ from svi.conditioning.build import build
 from svi.conditioning.encodings import Encodings
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import ConditioningPolicy, get_policy
+from svi.conditioning.window import to_video
 from svi.geometry import Geometry
-from svi.pocket.train_vae import HELD_OUT, channels_last, to_float
+from svi.pocket.train_vae import HELD_OUT, channels_last
 from svi.pocket.world import World
 
 SHARD = 128
@@ -95,7 +96,7 @@ def encode_clips(
         geometry=geometry,
     )
     return {
-        "clean": encoder.encode_video(to_float(frames)).bfloat16(),
+        "clean": encoder.encode_video(to_video(frames)).bfloat16(),
         "values": condition.values.bfloat16(),
         "known": condition.known[:1].bfloat16(),
         "first": frames[:, 0].contiguous(),

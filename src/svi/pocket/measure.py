@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from svi.backends.base import Backend
 from svi.backends.wan import load_backend
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import get_policy
+from svi.conditioning.window import to_video
 from svi.generation.clip import Clip, ClipPlan
 from svi.generation.rollout import rollout
 from svi.pocket.control import CONTROLS, controlled, judge_control
@@ -70,7 +72,8 @@ def clips_of(
     guidance: float | None = None,
 ) -> Iterator[Clip]:
     """A rollout that follows the beats of ``world`` from its true first frame."""
-    defaults, shape = backend.info.defaults, backend.geometry
+    defaults: Mapping[str, Any] = backend.info.defaults
+    shape = backend.geometry
     policy = get_policy(preset)
     plans = (
         ClipPlan(
@@ -81,9 +84,9 @@ def clips_of(
             num_frames=shape.num_frames,
             height=shape.height,
             width=shape.width,
-            steps=int(steps or defaults["steps"]),  # type: ignore[call-overload]
-            guidance=float(defaults["guidance"] if guidance is None else guidance),  # type: ignore[arg-type]
-            shift=float(defaults["shift"]),  # type: ignore[arg-type]
+            steps=int(steps or defaults["steps"]),
+            guidance=float(defaults["guidance"] if guidance is None else guidance),
+            shift=float(defaults["shift"]),
         )
         for k in range(clips)
     )
@@ -101,7 +104,7 @@ def vae_round_trip(backend: Backend, worlds: int) -> Figure:
     values = []
     for index in range(worlds):
         truth = World.sample(HELD_OUT + index).clip(0.0, backend.geometry.num_frames)
-        video = torch.from_numpy(truth)[None].permute(0, 4, 1, 2, 3).float() * (2 / 255) - 1
+        video = to_video(torch.from_numpy(truth)[None])
         with torch.inference_mode():
             decoded = torch.cat(list(backend.decode(backend.encode_video(video)))).numpy()
         values.append(psnr(decoded, truth))

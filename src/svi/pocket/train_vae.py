@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from svi.conditioning.window import to_video
 from svi.pocket.trainloop import Stage
 from svi.pocket.world import World
 
@@ -51,11 +52,6 @@ def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
             return phase
         step -= phase.steps
     return phases[-1]
-
-
-def to_float(frames: Tensor) -> Tensor:
-    """``(B, T, H, W, 3)`` uint8 -> ``(B, 3, T, H, W)`` in [-1, 1]."""
-    return frames.permute(0, 4, 1, 2, 3).float() * (2 / 255) - 1
 
 
 def sample_video(batch: int, num_frames: int, generator: torch.Generator, crop: int | None = None) -> Tensor:
@@ -103,7 +99,7 @@ def vae_stage(vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES, *, name
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         phase = phase_at(phases, step)
-        video = to_float(sample_video(phase.batch, phase.frames, generator, phase.crop)).to(vae.device)
+        video = to_video(sample_video(phase.batch, phase.frames, generator, phase.crop)).to(vae.device)
         video = video.contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(vae.device.type, torch.bfloat16):
             posterior = vae.encode(video).latent_dist
@@ -142,7 +138,7 @@ def held_out_psnr(vae: AutoencoderKLWan, worlds: int, num_frames: int = 17) -> f
     """Mean over held-out worlds of the round-trip PSNR of one clip each, in dB, through fp32 and uint8 as users see it."""
     values = []
     for index in range(worlds):
-        video = to_float(torch.from_numpy(World.sample(HELD_OUT + index).clip(0.0, num_frames))[None]).to(vae.device)
+        video = to_video(torch.from_numpy(World.sample(HELD_OUT + index).clip(0.0, num_frames))[None]).to(vae.device)
         decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample
         shown = ((decoded + 1) * 127.5).clip(0, 255).to(torch.uint8).float() * (2 / 255) - 1
         values.append(psnr((shown - video).square().mean()).item())
@@ -155,7 +151,7 @@ def latent_statistics(vae: AutoencoderKLWan, *, seed: int, clips: int = 64) -> t
     generator = torch.Generator().manual_seed(seed)
     latents = []
     for _ in range(clips // 4):
-        video = to_float(sample_video(4, 17, generator)).to(vae.device)
+        video = to_video(sample_video(4, 17, generator)).to(vae.device)
         with torch.autocast(vae.device.type, torch.bfloat16):
             latents.append(vae.encode(video).latent_dist.mode().float().cpu())
     values = torch.cat(latents).transpose(0, 1).flatten(1)

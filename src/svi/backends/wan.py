@@ -15,6 +15,7 @@ from torch import Tensor
 from svi.backends.base import Backend, ModelInfo
 from svi.backends.encoders import TEXT_TOKENS, TextEncoder, clip_features, clip_pixels
 from svi.backends.placement import Placement, choose
+from svi.backends.text_attention import fold_text_padding
 from svi.backends.vae import WanVae, to_uint8
 from svi.condition import ClipCondition
 from svi.errors import UserError
@@ -35,6 +36,7 @@ class WanBackend:
         placement: device and types, with the reasons.
         transformer, vae, text_encoder, tokenizer, image_encoder: the parts, as the libraries make them.
         loras: the attached LoRAs, or None.
+        runner: what :meth:`velocity` calls: the transformer, or a wrapper of it that trains it in several processes.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class WanBackend:
         Raises:
             UserError: for a transformer that does not read an image condition (text-to-video).
         """
-        self.transformer, self.vae = transformer, vae
+        self.transformer, self.vae, self.runner = transformer, vae, transformer
         self.text_encoder, self.tokenizer, self.image_encoder = text_encoder, tokenizer, image_encoder
         self.info = info or ModelInfo("unnamed")
         self.placement = placement or Placement(torch.device(transformer.device), transformer.dtype)
@@ -62,6 +64,8 @@ class WanBackend:
         self.geometry = _geometry(transformer, vae, self.info.defaults)
         self._codec = WanVae(vae)
         self._prompts = TextEncoder(text_encoder, tokenizer)
+        if self.device.type == "cpu":
+            fold_text_padding(transformer)
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +124,7 @@ class WanBackend:
         device, dtype = self.device, self.placement.dtype
         inputs = torch.cat([noisy, condition.known.to(noisy), condition.values.to(noisy)], dim=1)
         timestep = TIMESTEPS * torch.as_tensor(sigma, dtype=torch.float32, device=device)
-        predicted = self.transformer(
+        predicted = self.runner(
             hidden_states=inputs.to(device, dtype),
             timestep=timestep.expand(noisy.shape[0]),
             encoder_hidden_states=condition.text.to(device, dtype),

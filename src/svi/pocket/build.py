@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from svi.backends.placement import Placement
 from svi.backends.wan import WanBackend, load_backend
 from svi.geometry import Geometry
 from svi.pocket.components import SETTINGS, Components, new_components, save_components
@@ -74,9 +75,11 @@ def parts_of(model: str) -> Components:
     return parts
 
 
-def backend_of(parts: Components) -> WanBackend:
-    """The parts as a backend; what is unfrozen in them trains through it."""
-    return WanBackend(parts.transformer, parts.vae, parts.text_encoder, parts.tokenizer, parts.image_encoder)
+def training_backend(parts: Components) -> WanBackend:
+    """The parts as a backend that computes in bf16; what is unfrozen in them trains through it."""
+    placement = Placement(parts.transformer.device, torch.bfloat16)
+    inner = (parts.transformer, parts.vae, parts.text_encoder, parts.tokenizer, parts.image_encoder)
+    return WanBackend(*inner, placement=placement)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if options.stage == "encode":
         return 0
-    stage = dit_stage(backend_of(parts), data, steps=options.steps, batch=options.batch)
+    stage = dit_stage(training_backend(parts), data, steps=options.steps, batch=options.batch)
     train(stage, options.out, seed=options.seed, console=console)
     save_components(parts, options.out / "model", dtype=torch.float16)
     console.print(f"model: {options.out / 'model'}")

@@ -56,7 +56,7 @@ MOUTHS = {
 }
 DANCES = {
     "waves": ("waves both arms", "waves its arms", "swings both arms up and down"),
-    "jumps": ("jumps", "jumps up and down", "hops twice"),
+    "jumps": ("jumps", "jumps up and down", "hops"),
     "sways": ("sways from side to side", "bends to the right and to the left"),
     "squats": ("bends its knees", "squats and gets up"),
     "kicks": ("kicks to the right and to the left", "kicks with both legs"),

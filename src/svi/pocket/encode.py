@@ -6,6 +6,7 @@ The condition is made by the same ``build`` that generation uses. Resumable shar
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -53,19 +54,17 @@ class LatentSet:
 
 
 class VideoEncoder:
-    """The VAE alone as an ``Encoder``, bf16 and channels-last: what ``build`` needs to make training conditions."""
+    """A bf16 copy of the VAE alone as an ``Encoder``: what ``build`` needs to make training conditions."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
-        self.vae = channels_last(vae)
+        self.vae = channels_last(copy.deepcopy(vae).bfloat16())
         self.mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
 
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
-        device = self.vae.device
-        with torch.autocast(device.type, torch.bfloat16):
-            video = video.to(device).contiguous(memory_format=torch.channels_last_3d)
-            latents = self.vae.encode(video).latent_dist.mode()
+        video = video.to(self.vae.device, torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+        latents = self.vae.encode(video).latent_dist.mode()
         return (latents.float().cpu() - self.mean) * (1 / self.std)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -17,7 +17,7 @@ from svi.pocket.palette import COLOURS, EYES, HAIRS, SKINS
 #: Mouth movements: openings per second, how far it opens.
 MOUTHS = {"talks": (2, 0.75), "talks fast": (3, 0.75), "sings": (1, 1.0), "is silent": (0, 0.0)}
 #: Dance movements: repetitions per second.
-DANCES = {"waves": 2, "jumps": 2, "sways": 1, "squats": 1, "kicks": 1, "stands": 0}
+DANCES = {"waves": 1, "jumps": 1, "sways": 1, "squats": 1, "kicks": 1, "stands": 0}
 BONES = (
     ("hip", "left_knee"),
     ("left_knee", "left_foot"),
@@ -139,9 +139,9 @@ def dancer_joints(dancer: Dancer, action: str, u: Array, beat_s: float, s: float
     phase = 2 * np.pi * _cycles(DANCES[action], beat_s) * u / beat_s
     up = 0.5 - 0.5 * np.cos(phase)  # 0 at rest, 1 at the height of the movement
     swing, zero = np.sin(phase), np.zeros_like(u)
-    lift = up * (9.0 * s) if action == "jumps" else zero
+    lift = up * (8.0 * s) if action == "jumps" else zero
     bend = up * 1.0 if action == "squats" else zero
-    lean = swing * 0.42 if action == "sways" else zero
+    lean = swing * 0.3 if action == "sways" else zero
     raised = {"waves": 2.0, "jumps": 1.1, "squats": 0.9}.get(action, 0.0) * up
     thigh, shin, torso, arm = 10.0 * s, 10.0 * s, 15.0 * s, 8.0 * s
     spread = 0.3
@@ -167,17 +167,17 @@ def dancer_layers(dancer: Dancer, joints: dict[str, tuple[Array, Array]], s: flo
     legs, shirt = np.array(COLOURS[dancer.trousers]), np.array(COLOURS[dancer.shirt])
     skin = np.array(SKINS[dancer.skin])
     for a, b in BONES[:4]:
-        yield _limb(joints[a], joints[b], 2.8 * s, legs)
+        yield _limb(joints[a], joints[b], 3.6 * s, legs)
     for name in ("left_foot", "right_foot"):
-        yield _disc(joints[name], 3.2 * s, np.array((44, 40, 48)))
-    yield _limb(joints["neck"], joints["hip"], 4.6 * s, shirt)
+        yield _disc(joints[name], 3.8 * s, np.array((44, 40, 48)))
+    yield _limb(joints["neck"], joints["hip"], 5.6 * s, shirt)
     for a, b in BONES[5:]:
-        yield _limb(joints[a], joints[b], 2.5 * s, shirt)
+        yield _limb(joints[a], joints[b], 3.4 * s, shirt)
     head = joints["head"]
-    yield _disc((head[0], head[1] - 1.2 * s), 6.6 * s, np.array(HAIRS[dancer.hair]))
-    yield _disc((head[0], head[1] + 0.8 * s), 5.6 * s, skin)
+    yield _disc((head[0], head[1] - 1.2 * s), 7.6 * s, np.array(HAIRS[dancer.hair]))
+    yield _disc((head[0], head[1] + 0.8 * s), 6.6 * s, skin)
     for name in ("left_hand", "right_hand"):
-        yield _disc(joints[name], 3.0 * s, skin)
+        yield _disc(joints[name], 3.6 * s, skin)
 
 
 def _disc(centre: tuple[Array, Array], r: float, rgb: Array) -> Layer:

@@ -20,8 +20,8 @@ RAMP = 3 / 16  # seconds a stop, a start or each half of a turn takes
 FADE = 4 / 16  # seconds a colour change or an appearance takes
 THING_EVENTS = ("stop", "go", "turn", "colour", "appear")
 EVENTS = (*THING_EVENTS, "night", "day", "blink")
-SPEEDS = {"slow": 10.0, "medium": 22.0, "fast": 40.0}  # px/s in a picture 64 high
-PAN_SPEEDS = {"slow": 9.0, "fast": 24.0}
+SPEEDS = {"slow": 6.0, "medium": 12.0, "fast": 22.0}  # px/s in a picture 64 high
+PAN_SPEEDS = {"slow": 6.0, "fast": 16.0}
 DIRECTIONS: dict[str, tuple[int, int]] = {
     "left": (-1, 0),
     "right": (1, 0),

@@ -16,7 +16,7 @@ from svi.backends.wan import WanBackend
 from svi.condition import ClipCondition
 from svi.conditioning.window import to_video
 from svi.pocket.encode import LatentSet
-from svi.pocket.trainloop import Stage
+from svi.pocket.trainloop import Bfloat16, Stage
 
 BATCH = 16
 TEXT_DROPOUT = 0.12
@@ -31,7 +31,7 @@ def draw_sigma(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def dit_stage(backend: WanBackend, data: LatentSet, *, steps: int, batch: int = BATCH, lr: float = 1.5e-3) -> Stage:
-    """The training stage of ``backend``'s transformer and encoders on ``data``."""
+    """The training stage of ``backend``'s transformer and encoders on ``data``; the backend computes in bf16."""
     modules = {
         "transformer": backend.transformer,
         "text_encoder": backend.text_encoder,
@@ -39,7 +39,16 @@ def dit_stage(backend: WanBackend, data: LatentSet, *, steps: int, batch: int = 
     }
     for module in modules.values():
         module.requires_grad_(True).train()
-    device = backend.device
+    low, device = Bfloat16(modules), backend.device
+
+    def predict(values: Tensor, first: Tensor, prompts: list[str], noisy: Tensor, sigma: Tensor) -> Tensor:
+        condition = ClipCondition(
+            values=values,
+            known=data.known.float().to(device).expand(len(values), *data.known.shape[1:]),
+            text=backend.encode_text(prompts),
+            image=backend.encode_image(to_video(first[:, None])[:, :, 0].to(device)),
+        )
+        return backend.velocity(noisy, sigma, condition)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(data.captions), (batch,), generator=generator)
@@ -48,15 +57,9 @@ def dit_stage(backend: WanBackend, data: LatentSet, *, steps: int, batch: int = 
         clean = data.clean[index].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         sigma = draw_sigma(batch, generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            condition = ClipCondition(
-                values=data.values[index].float().to(device),
-                known=data.known.float().to(device).expand(batch, *data.known.shape[1:]),
-                text=backend.encode_text(prompts),
-                image=backend.encode_image(to_video(data.first[index][:, None])[:, :, 0].to(device)),
-            )
-            predicted = backend.velocity(flow.interpolate(clean, noise, sigma), sigma, condition)
-        per_sample = F.mse_loss(predicted.float(), flow.velocity(clean, noise), reduction="none").flatten(1).mean(1)
+        values, noisy = data.values[index].float().to(device), flow.interpolate(clean, noise, sigma)
+        predicted = low.run(lambda: predict(values, data.first[index], prompts, noisy, sigma))
+        per_sample = F.mse_loss(predicted, flow.velocity(clean, noise), reduction="none").flatten(1).mean(1)
         parts = per_sample.detach().chunk(SIGMA_BUCKETS)  # sigma is stratified, hence sorted
         return per_sample.mean(), {f"sigma_{i}": part.mean().item() for i, part in enumerate(parts)}
 

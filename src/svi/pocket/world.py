@@ -258,7 +258,7 @@ def _thing_layer(thing: storyboard.Thing, track: storyboard.Track, scale: float)
         return (a + track.mix[:, None] * (b - a)).astype(np.float32)
 
     rgb = mixed(COLOURS.__getitem__)
-    weight = _draw.pattern(thing.texture, x, y, 9.5 * scale)
+    weight = _draw.pattern(thing.texture, x, y, 13.0 * scale)
     if weight is not None:
         second = mixed(pal.second_tone)
         rgb = rgb[:, :, None, None] + weight[:, None] * (second - rgb)[:, :, None, None]

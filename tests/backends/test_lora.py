@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from svi.backends import official
-from svi.backends.lora import convert, find_lora, parse_spec, read_lora
+from svi.backends.lora import converted, find_lora, parse_spec
+from svi.backends.lora_read import assemble, read
 from svi.backends.placement import Placement
 from svi.backends.wan import load_backend
 from svi.errors import UserError
@@ -70,19 +71,20 @@ DIALECTS = {
     "down and up": kohya("diffusion_model."),
     "down and up with alpha": kohya("diffusion_model.", alpha=2.0),
     "kohya": kohya("lora_unet_", underscored, alpha=1.0),
+    "kohya with dots": kohya("lora_unet_", alpha=1.0),
+    "DeepSpeed under Lightning": peft("_forward_module.model.pipe.dit.", ".default"),
     "kohya, diffusers names": kohya("lora_transformer_", lambda stem: underscored(official.dit_name(stem))),
 }
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_all_dialects_are_equal(published, transformer, dialect):
-    converted = convert(DIALECTS[dialect](published), transformer, dialect)
-    assert len(converted) == 2 * len(published) == 40
+    state = converted(assemble(DIALECTS[dialect](published), dialect), transformer)
+    assert len(state) == 2 * len(published) == 40
     for stem, pair in published.items():
         for factor, wanted in zip("AB", pair, strict=True):
-            torch.testing.assert_close(
-                converted[f"{official.dit_name(stem)}.lora_{factor}.weight"], wanted, rtol=1e-6, atol=0
-            )
+            name = f"{official.dit_name(stem)}.lora_{factor}.weight"
+            torch.testing.assert_close(state[name], wanted, rtol=1e-6, atol=0)
 
 
 def merged(backend, pairs, strength):
@@ -168,12 +170,12 @@ MISFITS = {
 def test_what_does_not_fit_is_refused_by_name(published, transformer, case):
     make, message = MISFITS[case]
     with pytest.raises(UserError, match=message):
-        convert(make(published), transformer, "file")
+        converted(assemble(make(published), "file"), transformer)
 
 
 def test_refusal_reaches_the_user_with_the_file_name(diffusers_folder, published, tmp_path):
     save_file(peft("unet.")(published), tmp_path / "flux.safetensors")
-    with pytest.raises(UserError, match=r"flux\.safetensors does not fit this model"):
+    with pytest.raises(UserError, match=r"flux\.safetensors holds no LoRA for a Wan model"):
         load_backend(str(diffusers_folder), loras=[str(tmp_path / "flux.safetensors")])
     (tmp_path / "flux.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match=r"flux\.safetensors is damaged"):
@@ -182,8 +184,7 @@ def test_refusal_reaches_the_user_with_the_file_name(diffusers_folder, published
 
 def test_checkpoint_with_nested_state(published, transformer, tmp_path):
     torch.save({"state_dict": peft("pipe.dit.", ".default")(published)}, tmp_path / "step.ckpt")
-    state = read_lora(tmp_path / "step.ckpt")
-    assert len(convert(state, transformer, "step")) == 40
+    assert len(converted(read(tmp_path / "step.ckpt"), transformer)) == 40
 
 
 def test_unknown_strength_names_the_nearest(diffusers_folder, backend, kit):

@@ -1,4 +1,4 @@
-"""LoRA files in all their dialects, attached to a Wan transformer; what does not fit is refused, never skipped.
+"""LoRAs asked for by name or file, attached to a Wan transformer; what does not fit is refused, never skipped.
 
 The libraries load nothing, with a mere log line, when names do not match: the video then lacks its LoRA and nobody
 knows. Here every key of a file must find its module, in its shape. Strengths change per clip without reloading.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svi.backends.official import DIT, DIT_BLOCK
-from svi.backends.weights import checkpoint, safetensors, sha256
+from svi.backends import lora_read
+from svi.backends.lora_base import fingerprint
+from svi.backends.lora_formats import hint, official_module, other_adapter, owner_of
+from svi.backends.lora_read import CHECKPOINT_SUFFIXES, SUFFIXES, LoraFile, Pair, refuse_empty
+from svi.backends.weights import SETTINGS_FILE, read_json, sha256
 from svi.errors import UserError, nearest
 
-# In the order in which they are taken off; `module.pipe.dit.blocks...` has three.
-PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.", "pipe.", "dit.", "diffusion_model.", "transformer.")
-KOHYA_PREFIXES = ("lora_unet_", "lora_transformer_")
-SUFFIX = re.compile(
-    r"\.(?:lora_(?P<peft>[AB])(?:\.\w+)?\.weight|lora_(?P<kohya>down|up)\.weight|lora\.(?P<old>down|up)\.weight|(?P<alpha>alpha))$"
-)
-FACTOR = {"A": "A", "B": "B", "down": "A", "up": "B"}
+__all__ = ["CHECKPOINT_SUFFIXES", "LoraSpec", "Loras", "find_lora", "load_loras", "names_file", "parse_spec"]
+
 FOLDER = "loras"
-CHECKPOINT_SUFFIXES = frozenset({".ckpt", ".pt", ".pth"})
-SUFFIXES = CHECKPOINT_SUFFIXES | {".safetensors"}
+ABSENT = "nothing here is called"
+HINTS = 5  # so many unknown names get their nearest neighbour: the search takes its time
+MERGED = "merged"  # entry of svi.json: what was merged into the weights of this folder
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,8 @@ def load_loras(transformer: Any, specs: Sequence[LoraSpec], *, folder: Path | No
         folder: model folder; ``loras/NAME.safetensors`` in it, or beside it, can be asked for by name.
 
     Raises:
-        UserError: for an unknown name, a damaged file, a key or a shape that does not fit the model, or two of one name.
+        UserError: for an unknown name, a damaged file, a key or a shape that does not fit the model, two of one name, or
+            a LoRA that was merged into the model already.
     """
     strengths: dict[str, float] = {}
     files: dict[str, str] = {}
@@ -111,7 +110,9 @@ def load_loras(transformer: Any, specs: Sequence[LoraSpec], *, folder: Path | No
         if spec.name in strengths:
             raise UserError(f"two LoRAs are called {spec.name!r}: give each once, or rename one file")
         path = find_lora(spec.source, folder)
-        state = convert(read_lora(path), transformer, str(path))
+        lora = lora_read.read(path)
+        refuse_merged(lora, path, folder)
+        state = converted(lora, transformer)
         _attach(transformer, state, _adapter(index), path)
         strengths[spec.name], files[spec.name] = spec.strength, sha256(path)
     return Loras(transformer, strengths, files)
@@ -146,56 +147,108 @@ def names_file(spec: str) -> bool:
     return path.is_file() or path.suffix in SUFFIXES
 
 
-def read_lora(path: Path) -> dict[str, Tensor]:
-    """All tensors of a LoRA file: safetensors, or a checkpoint of plain tensors."""
-    return dict(safetensors([path])) if path.suffix == ".safetensors" else checkpoint(path)
+def refuse_merged(lora: LoraFile, path: Path, folder: Path | None) -> None:
+    """Raise UserError where ``svi.json`` of the model ``folder`` says that this LoRA is in its weights."""
+    settings = folder / SETTINGS_FILE if folder else None
+    merged = read_json(settings).get(MERGED) if settings and settings.is_file() else None
+    if not merged:
+        return
+    marks = {sha256(path), fingerprint(lora)}
+    for record in merged:
+        if marks & {record.get("sha256"), record.get("fingerprint")}:
+            raise UserError(
+                f"{path} is merged into {folder} already (strength {record.get('strength')}): leave it out, "
+                f"or take the model that it was merged into, {record.get('base')}"
+            )
 
 
-def convert(state: Mapping[str, Tensor], transformer: Any, source: str) -> dict[str, Tensor]:
-    """Any dialect -> ``{diffusers module}.lora_A.weight`` and ``.lora_B.weight``, scale 1, in the order of the modules.
+def converted(lora: LoraFile, transformer: Any) -> dict[str, Tensor]:
+    """``{diffusers module}.lora_A.weight`` and ``.lora_B.weight`` in fp32, scale 1, in the order of the modules.
 
     ``alpha``, where a file has it, is multiplied into B as ``alpha / rank``; without one the scale is 1, as in the
     published merge.
 
     Raises:
-        UserError: for a key that belongs to no module, a pair that is not whole, a shape that does not fit.
+        UserError: for a key that belongs to no module, a shape that does not fit, NaN, and what is no LoRA.
     """
     modules = _linear_modules(transformer)
-    names = _known_names(modules)
-    pairs: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in state.items():
-        match = SUFFIX.search(key)
-        module = names.get(_plain(key[: match.start()])) if match else None
-        if match is None or module is None:
-            raise UserError(f"{source} does not fit this model: nothing here is called {key!r}")
-        kind = FACTOR.get(match["peft"] or match["kohya"] or match["old"] or "", "alpha")
-        if kind in pairs[module]:
-            raise UserError(f"{source} holds {key!r} twice under different names")
-        pairs[module][kind] = tensor
-    if not pairs:
-        raise UserError(f"{source} holds no LoRA weights")
-    converted: dict[str, Tensor] = {}
-    for module in (name for name in modules if name in pairs):
-        down, up = _checked(pairs[module], modules[module], module, source)
-        converted[f"{module}.lora_A.weight"], converted[f"{module}.lora_B.weight"] = down, up
-    return converted
+    refuse_empty(lora)
+    refuse(lora, misfits(lora, {f"{name}.weight": shape for name, shape in modules.items()}, attached=True))
+    state: dict[str, Tensor] = {}
+    for module in (name for name in modules if name in lora.pairs):
+        pair = lora.pairs[module]
+        state[f"{module}.lora_A.weight"] = pair.a.float()
+        state[f"{module}.lora_B.weight"] = pair.b.float() * pair.scale
+    return state
 
 
-def _checked(pair: Mapping[str, Tensor], module: Any, name: str, source: str) -> tuple[Tensor, Tensor]:
-    if "A" not in pair or "B" not in pair:
-        raise UserError(f"{source} has only half of the LoRA for {name}: the file is not whole")
-    down, up = pair["A"].float(), pair["B"].float()
-    expected = (module.in_features, module.out_features)
-    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or (down.shape[1], up.shape[0]) != expected:
-        raise UserError(
-            f"{source} does not fit this model: {name} maps {expected[0]} to {expected[1]} features, "
-            f"the LoRA has A {tuple(down.shape)} and B {tuple(up.shape)}"
+def misfits(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], *, attached: bool = False) -> list[str]:
+    """Every reason why ``lora`` does not fit a model, one line each; empty where it fits.
+
+    Args:
+        shapes: of the model's parameters, by diffusers names.
+        attached: whether it is to be attached beside the weights, which only pairs can be.
+    """
+    found = [_foreign(name, shapes if index < HINTS else {}) for index, name in enumerate(lora.foreign)]
+    if attached and lora.differences:
+        name = next(iter(lora.differences.values()))[1]
+        found.append(
+            f"it changes {len(lora.differences)} whole tensors ({name!r} ...), which cannot be attached: merge it "
+            "(svi lora merge), or leave them out (svi lora convert --lora-only)"
         )
-    if not (down.isfinite().all() and up.isfinite().all()):
-        raise UserError(f"{source} holds NaN or infinity in the LoRA for {name}: fetch the file again")
-    if "alpha" in pair:
-        up = up * (float(pair["alpha"]) / down.shape[0])
-    return down, up
+    if lora.networks:
+        name = next(iter(lora.networks))
+        found.append(
+            f"{name!r} belongs to {owner_of(name)}, which this model lacks: svi lora convert --lora-only leaves it out"
+        )
+    for module, pair in lora.pairs.items():
+        found.extend(_misfit(module, pair, shapes))
+    for parameter, (tensor, name) in {} if attached else lora.differences.items():
+        shape = shapes.get(parameter)
+        if shape is None:
+            found.append(f"{ABSENT} {name!r}")
+        elif shape != tuple(tensor.shape):
+            found.append(f"{parameter} is {shape}, its difference {name!r} is {tuple(tensor.shape)}")
+        elif not tensor.float().isfinite().all():
+            found.append(f"{name!r} holds NaN or infinity: fetch the file again")
+    return found
+
+
+def _foreign(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    kind = other_adapter(name)
+    if kind:
+        return f"{name!r} is part of {kind}, which is not supported"
+    modules = [parameter.removesuffix(".weight") for parameter in shapes if parameter.endswith(".weight")]
+    stem = re.split(r"\.(?:lora_|lora\.|alpha$|diff)", name)[0]
+    return f"{ABSENT} {name!r}{hint(stem, [*modules, *filter(None, map(official_module, modules))])}"
+
+
+def _misfit(module: str, pair: Pair, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    shape = shapes.get(f"{module}.weight")
+    if shape is None:
+        return [f"{ABSENT} {pair.stem!r}{_depth(module, shapes)}"]
+    if len(shape) != 2 or shape != (pair.b.shape[0], pair.a.shape[1]):
+        maps = f"maps {shape[1]} to {shape[0]} features" if len(shape) == 2 else f"is {shape}"
+        return [f"{module} {maps}, the LoRA has A {tuple(pair.a.shape)} and B {tuple(pair.b.shape)}"]
+    if not (pair.a.float().isfinite().all() and pair.b.float().isfinite().all()):
+        return [f"NaN or infinity in the LoRA for {module}: fetch the file again"]
+    return []
+
+
+def _depth(module: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """How many blocks the model has, where ``module`` is in one that it lacks."""
+    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
+    named = re.match(r"blocks\.(\d+)\.", module)
+    return f" (the model has {len(blocks)} blocks)" if named and int(named[1]) not in blocks else ""
+
+
+def refuse(lora: LoraFile, reasons: Sequence[str]) -> None:
+    """Raise UserError with the first of :func:`misfits`, if there are any."""
+    if reasons:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        absent = reasons[0].startswith(ABSENT) and len(reasons) < len(lora.pairs)
+        remedy = "; svi lora convert --drop PATTERN leaves layers out" if absent else ""
+        raise UserError(f"{lora.source} does not fit this model: {reasons[0]}{more}{remedy}")
 
 
 def _attach(transformer: Any, state: Mapping[str, Tensor], adapter: str, path: Path) -> None:
@@ -207,32 +260,10 @@ def _attach(transformer: Any, state: Mapping[str, Tensor], adapter: str, path: P
     transformer.requires_grad_(False)
 
 
-def _linear_modules(transformer: Any) -> dict[str, Any]:
-    """Linear layers by diffusers name, seen through LoRAs that are already attached."""
-    found: dict[str, Any] = {}
+def _linear_modules(transformer: Any) -> dict[str, tuple[int, int]]:
+    """(out, in) of linear layers by diffusers name, seen through LoRAs that are already attached."""
+    found: dict[str, tuple[int, int]] = {}
     for name, module in transformer.named_modules():
-        if name.endswith(".base_layer"):
-            found[name.removesuffix(".base_layer")] = module
-        elif isinstance(module, torch.nn.Linear) and ".lora_" not in name:
-            found[name] = module
+        if name.endswith(".base_layer") or (isinstance(module, torch.nn.Linear) and ".lora_" not in name):
+            found[name.removesuffix(".base_layer")] = (module.out_features, module.in_features)
     return found
-
-
-def _known_names(modules: Mapping[str, Any]) -> dict[str, str]:
-    """Every name under which files know a module -> its diffusers name."""
-    top, block = ({ours: official for official, ours in table.items()} for table in (DIT, DIT_BLOCK))
-    names: dict[str, str] = {}
-    for module in modules:
-        match = re.fullmatch(r"(blocks\.\d+\.)(.+)", module)
-        official = match[1] + block[match[2]] if match else top[module]
-        for form in (module, official):
-            names[form] = module
-            names.update({prefix + form.replace(".", "_"): module for prefix in KOHYA_PREFIXES})
-    return names
-
-
-def _plain(stem: str) -> str:
-    """``stem`` without the prefixes that trainers and user interfaces put before a module's name."""
-    for prefix in PREFIXES:
-        stem = stem.removeprefix(prefix)
-    return stem

@@ -22,7 +22,7 @@ Work = Callable[[dict[str, Any]], "Run"]
 
 def run(args: argparse.Namespace) -> int:
     """Run the command that ``args`` names; returns the exit code."""
-    from svi.cli import about
+    from svi.cli import about, data, drift, lora, train
 
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "generate": generate,
@@ -37,6 +37,10 @@ def run(args: argparse.Namespace) -> int:
         "doctor": about.doctor,
         "parity": about.parity,
         "pocket": about.pocket,
+        "train": train.run,
+        "lora": lora.run,
+        "data": data.run,
+        "drift": drift.run,
     }
     return commands[args.command](args)
 

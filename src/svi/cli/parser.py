@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from svi.cli import values
+from svi.cli import drift, lora, train, values
 from svi.errors import UserError, nearest
 
 FORMATS = ("mp4", "gif", "webp", "frames")
@@ -123,6 +124,9 @@ class Parser(argparse.ArgumentParser):
                 known = [name for name in self._option_string_actions if name.startswith("--")]
                 return f"unknown option {option!r}: {nearest(option, known)}"
             return f"one argument too many: {' '.join(words)!r}"
+        verb = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if verb is not None:
+            return f"unknown verb {verb[1]!r}: {nearest(verb[1], re.findall(r'[a-z]+', verb[2]))}"
         return " ".join(message.split()).replace(": must ", " must ", 1)
 
 
@@ -289,6 +293,9 @@ def _about(sub: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of the kit")
     parser = _add(sub, "pocket", "build or measure the pocket model: svi pocket build --help")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="build|measure ...", help="what to do, and how")
+    train.add_words(_add(sub, "train", train.SUMMARY, train.TEXT))
+    lora.add_words(_add(sub, "lora", lora.SUMMARY, lora.TEXT))
+    drift.arguments(_add(sub, "drift", drift.SUMMARY, drift.HELP))
 
 
 COMMANDS = (
@@ -304,6 +311,10 @@ COMMANDS = (
     "doctor",
     "parity",
     "pocket",
+    "train",
+    "lora",
+    "data",
+    "drift",
 )
 
 
@@ -314,7 +325,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
-    for add in (_generate, _continue, _look, _about):
+    from svi.cli.data_parser import add_parsers as _data
+
+    for add in (_generate, _continue, _look, _about, _data):
         add(sub)
     return parser
 

@@ -1,7 +1,7 @@
 """Make the pocket model from nothing: ``svi pocket build``.
 
-Three stages, each resumable: the VAE (``train_vae``), latents of a fixed set of worlds (``encode``), the diffusion
-transformer with its text and image encoders (``train_dit``). Kill it at any time and run the same command again.
+Stages, each resumable: the VAE (``train_vae``), latents of a fixed set of worlds (``encode``), the diffusion transformer
+with its text and image encoders (``train_dit``), and the VAE's decoder once more, which leaves the latents alone. Kill it at any time and run the same command again.
 What comes out is an ordinary diffusers folder.
 """
 
@@ -22,7 +22,7 @@ from svi.geometry import Geometry
 from svi.pocket.components import SETTINGS, Components, new_components, save_components
 from svi.pocket.encode import encode
 from svi.pocket.train_dit import BATCH, dit_stage
-from svi.pocket.train_vae import PHASES, POLISH, latent_statistics, vae_stage, widen
+from svi.pocket.train_vae import DECODER, PHASES, POLISH, Phase, latent_statistics, vae_stage, widen
 from svi.pocket.trainloop import train
 
 
@@ -51,14 +51,18 @@ def geometry() -> Geometry:
     return Geometry(**{name: SETTINGS[name] for name in names})
 
 
+def scaled_phases(phases: tuple[Phase, ...], scale: float) -> tuple[Phase, ...]:
+    """The same phases with ``scale`` times the steps, at least one each."""
+    return tuple(replace(phase, steps=max(1, round(phase.steps * scale))) for phase in phases)
+
+
 def finish_vae(parts: Components, out: Path, *, fresh: bool, seed: int, scale: float, console: Console) -> None:
     """Stage 1, with the latent statistics written into the VAE's configuration. One that is not ``fresh`` is polished only."""
     stages = [("vae", PHASES), ("vae-polish", POLISH)]
     if fresh:
         widen(parts.vae)
     for name, phases in stages if fresh else stages[1:]:
-        scaled = tuple(replace(phase, steps=max(1, round(phase.steps * scale))) for phase in phases)
-        train(vae_stage(parts.vae, scaled, name=name), out, seed=seed, console=console)
+        train(vae_stage(parts.vae, scaled_phases(phases, scale), name=name), out, seed=seed, console=console)
     statistics = out / "vae-latents.json"
     if not statistics.exists():
         mean, std = latent_statistics(parts.vae, seed=seed)
@@ -104,6 +108,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     stage = dit_stage(training_backend(parts), data, steps=options.steps, batch=options.batch)
     train(stage, options.out, seed=options.seed, console=console)
+    scaled = scaled_phases(DECODER, options.vae_scale)
+    train(
+        vae_stage(parts.vae, scaled, name="decoder", decoder_only=True), options.out, seed=options.seed, console=console
+    )
     save_components(parts, options.out / "model", dtype=torch.float16)
     console.print(f"model: {options.out / 'model'}")
     return 0

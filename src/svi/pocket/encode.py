@@ -21,13 +21,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from svi.backends.vae import channels_last
 from svi.conditioning.build import build
 from svi.conditioning.encodings import Encodings
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import ConditioningPolicy, get_policy
 from svi.conditioning.window import to_video
 from svi.geometry import Geometry
-from svi.pocket.train_vae import HELD_OUT, channels_last
+from svi.pocket.train_vae import HELD_OUT
 from svi.pocket.world import World
 
 SHARD = 128

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from svi.backends.vae import channels_last
 from svi.conditioning.window import to_video
 from svi.pocket.trainloop import Bfloat16, Stage
 from svi.pocket.world import World
@@ -44,6 +45,7 @@ class Phase:
 
 PHASES = (Phase(1, 8, 500), Phase(5, 2, 1300), Phase(17, 1, 550, kl=1e-4))
 POLISH = (Phase(17, 12, 2000, kl=5e-5, crop=32), Phase(17, 2, 200, kl=5e-5))
+DECODER = (Phase(17, 2, 600),)
 
 
 def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
@@ -81,14 +83,6 @@ def round_trip(vae: AutoencoderKLWan, video: Tensor, noise: Tensor) -> tuple[Ten
     return posterior.mean.float(), posterior.logvar.float(), reconstruction.float()
 
 
-def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Lay convolution kernels out as CPUs like them: about twice the speed."""
-    for parameter in vae.parameters():
-        if parameter.ndim == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-    return vae
-
-
 @torch.no_grad()
 def widen(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     """Scale the fresh kernels from torch's default variance, 1 / (3 fan_in), to about 1 / fan_in, and start with little noise.
@@ -105,8 +99,15 @@ def widen(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
-def vae_stage(vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES, *, name: str = "vae") -> Stage:
-    """A training stage of ``vae``: ``PHASES`` on fresh (widened) weights, then ``POLISH`` on what came out."""
+def vae_stage(
+    vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES, *, name: str = "vae", decoder_only: bool = False
+) -> Stage:
+    """A training stage of ``vae``: ``PHASES`` on fresh (widened) weights, then ``POLISH`` on what came out.
+
+    With ``decoder_only`` the latents stay what they are, so that a transformer that knows them is not disturbed.
+    """
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(not decoder_only)
     low = Bfloat16({"vae": channels_last(vae)})
     ratio, cell = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
 

@@ -1,0 +1,56 @@
+"""A trainable LoRA on a frozen transformer. The one place where training meets peft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from svi.errors import UserError, nearest
+
+Initialisation = Literal["kaiming", "gaussian"]
+ADAPTER = "default"
+
+
+def attach_lora(
+    transformer: Any, *, rank: int, alpha: float, targets: Sequence[str], init: Initialisation, seed: int
+) -> dict[str, nn.Parameter]:
+    """Freeze ``transformer`` and put a fresh LoRA on the linear layers whose names end in one of ``targets``.
+
+    The second matrix of every pair is zero, so that nothing changes at first. The first is the same for a seed on
+    every machine. Weights of the LoRA are fp32, whatever the base computes in.
+
+    Returns:
+        The trainable parameters by name.
+
+    Raises:
+        UserError: for a target that no layer has.
+    """
+    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = {name.split(".", 2)[-1].split(".", 1)[-1] for name in names if name.startswith("blocks.0.")}
+            raise UserError(f"the transformer has no layer {target!r} for a LoRA: {nearest(target, known)}")
+    transformer.requires_grad_(False)
+    inside = [n for n in names if n.startswith("blocks.") and any(n.endswith(f".{target}") for target in targets)]
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=inside), adapter_name=ADAPTER)
+    parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in parameters.items():
+        parameter.data = parameter.data.float()
+        if ".lora_A." in name:
+            fresh = torch.empty(parameter.shape)
+            if init == "kaiming":
+                nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=generator)
+            else:
+                nn.init.normal_(fresh, std=1 / rank, generator=generator)
+            parameter.data.copy_(fresh)
+    return parameters
+
+
+def trainable(transformer: Any) -> Iterable[nn.Parameter]:
+    """Parameters that learn."""
+    return (parameter for parameter in transformer.parameters() if parameter.requires_grad)

@@ -1,0 +1,184 @@
+"""Fine-tuning a tiny random model: resumed equals undisturbed, two processes agree, the LoRA loads back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from svi.backends.wan import load_backend
+from svi.errors import UserError
+from svi.finetune import find_config, fine_tune
+from svi.training import state
+from svi.training.config import TrainingConfig
+
+SMALL = (
+    "data.clips=6",
+    "data.batch_size=2",
+    "lora.rank=4",
+    "lora.alpha=4.0",
+    "loop.validate_every=0",
+    "loop.log_every=1",
+)
+FAST = ("bank.capacity=3", "bank.buckets=4", "optimizer.warmup_steps=0", "data.workers=0", "optimizer.ema_decay=0.5")
+
+
+def config(model: Path, *changes: str, recipe: str = "pocket-shot") -> TrainingConfig:
+    return find_config(recipe, [f"model.name={model}", *SMALL, *FAST, *changes])
+
+
+@pytest.fixture(scope="module")
+def cache(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    fine_tune(config(model_folder, "loop.steps=1", f"data.cache={folder}"), folder.parent / "run", device="cpu")
+    return folder
+
+
+def final(folder: Path) -> dict[str, Any]:
+    found, complaints = state.latest(folder / "checkpoints")
+    assert found is not None
+    assert not complaints
+    return {name: state.load(found, name) for name in (state.SHARED, state.rank_file(0))}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("recipe", ["pocket-shot", "pocket-film", "pocket-pro"])
+def test_stopped_and_gone_on_equals_undisturbed(recipe: str, model_folder: Path, tmp_path: Path) -> None:
+    settings = config(model_folder, "loop.steps=6", f"data.cache={tmp_path / 'cache'}", recipe=recipe)
+    fine_tune(settings, tmp_path / "whole", device="cpu")
+    asked = iter([False, False, True])
+    stopped = fine_tune(settings, tmp_path / "two", device="cpu", should_stop=lambda: next(asked))
+    assert (stopped.step, stopped.complete) == (3, False)
+    done = fine_tune(settings, tmp_path / "two", device="cpu")
+    assert (done.step, done.complete) == (6, True)
+    assert same(final(tmp_path / "whole"), final(tmp_path / "two"))
+    assert same(load_file(tmp_path / "whole/lora.safetensors"), load_file(done.lora))
+
+
+def test_killed_while_it_runs_and_gone_on(model_folder: Path, cache: Path, tmp_path: Path) -> None:
+    changes = (*SMALL, *FAST, "loop.steps=12", "loop.save_every=2", f"data.cache={cache}", f"model.name={model_folder}")
+    command = [sys.executable, "-m", "svi.cli", "train", "pocket-shot", *changes, "--device", "cpu", "--json", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    child = subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if json.loads(line).get("step", 0) >= 5:
+            break
+    time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    found, _ = state.latest(tmp_path / "killed/checkpoints")
+    assert found is not None
+    assert 4 <= found.step < 12
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    assert same(final(tmp_path / "whole"), final(tmp_path / "killed"))
+
+
+def test_errors_are_banked_and_the_control_has_no_bank(model_folder: Path, cache: Path, tmp_path: Path) -> None:
+    for method in ("erft", "plain"):
+        fine_tune(
+            config(model_folder, "loop.steps=4", f"method={method}", f"data.cache={cache}"),
+            tmp_path / method,
+            device="cpu",
+        )
+    rows = [json.loads(line) for line in (tmp_path / "erft/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["video_bank"]["errors"] > 0
+    assert all(row["loss"] > 0 for row in rows)
+    assert "video_bank" not in json.loads((tmp_path / "plain/log.jsonl").read_text().splitlines()[-1])
+
+
+def test_the_lora_loads_back_and_changes_the_model(model_folder: Path, cache: Path, tmp_path: Path) -> None:
+    changes = ("loop.steps=3", "optimizer.lr=0.05", f"data.cache={cache}")
+    done = fine_tune(config(model_folder, *changes), tmp_path / "run", device="cpu")
+    backend = load_backend(str(model_folder), loras=[f"{done.lora}:1.0"], device="cpu")
+    assert backend.info.loras
+    state_dict = backend.transformer.state_dict()  # type: ignore[attr-defined]
+    assert any(".lora_B." in name and value.abs().max() > 0 for name, value in state_dict.items())
+
+
+def test_other_settings_are_refused(model_folder: Path, cache: Path, tmp_path: Path) -> None:
+    fine_tune(config(model_folder, "loop.steps=1", f"data.cache={cache}"), tmp_path, device="cpu")
+    with pytest.raises(UserError, match="trained with other settings"):
+        fine_tune(config(model_folder, "loop.steps=2", "lora.rank=8", f"data.cache={cache}"), tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lora.targets=[to_x]", "no layer 'to_x'"),
+        ("model.name=/nowhere", "nowhere"),
+        ("data.source=/nowhere", "nowhere"),
+        ("recycling.image_error_frames=9", "image errors reach"),
+    ],
+)
+def test_bad_input_gets_one_line(change: str, message: str, model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        fine_tune(config(model_folder, "loop.steps=1", change), tmp_path, device="cpu")
+
+
+def test_a_loss_that_is_not_finite_stops_and_the_checkpoint_stays(
+    model_folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    settings = config(model_folder, "loop.steps=9", "loop.save_every=1", "optimizer.lr=1e30", f"data.cache={cache}")
+    with pytest.raises(FloatingPointError, match="not finite at step"):
+        fine_tune(settings, tmp_path, device="cpu")
+    assert state.latest(tmp_path / "checkpoints")[0] is not None
+
+
+def test_two_processes_gather_errors_and_agree(model_folder: Path, cache: Path, tmp_path: Path) -> None:
+    changes = (
+        *SMALL,
+        *FAST,
+        "loop.steps=4",
+        "bank.warmup_steps=2",
+        f"data.cache={cache}",
+        f"model.name={model_folder}",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "svi.cli",
+        "train",
+    ]
+    words = [*command, "pocket-shot", *changes, "--device", "cpu", "--json", "--out", str(tmp_path)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, _ = state.latest(tmp_path / "checkpoints")
+    assert found is not None
+    assert found.ranks == 2
+    ranks = [state.load(found, state.rank_file(rank)) for rank in (0, 1)]
+    assert ranks[0]["loader"] == ranks[1]["loader"]
+    seen = [rank["banks"]["video"]["meta"]["seen"] for rank in ranks]
+    assert all(count > 0 for count in seen)
+    with pytest.raises(UserError, match="written by 2 processes"):
+        fine_tune(
+            config(model_folder, "loop.steps=9", "bank.warmup_steps=2", f"data.cache={cache}"), tmp_path, device="cpu"
+        )

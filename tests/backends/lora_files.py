@@ -13,7 +13,7 @@ from svi.backends.lora_base import base_weights
 from svi.backends.lora_formats import official_module
 from svi.condition import ClipCondition
 
-KIT = Path(__file__).parent / "data" / "parity" / "wan21-i2v-tiny"
+KIT = Path(__file__).parent.parent / "data" / "parity" / "wan21-i2v-tiny"
 PUBLISHED = KIT / "lora-official-names.safetensors"
 TARGETS = ("attn1.to_q", "attn2.to_v", "attn1.to_out.0", "ffn.net.0.proj", "ffn.net.2")
 SIGMA = torch.tensor([0.5])

@@ -1,7 +1,6 @@
 """How a bank keeps its entries: precision, chunks, files, a budget of bytes, and a state that resumes with the same bits."""
 
 import io
-import math
 
 import pytest
 import torch

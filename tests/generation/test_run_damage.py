@@ -15,7 +15,8 @@ from runs import Listener, left_over, outputs
 from tiny import TinyBackend, new_run
 
 from svi.errors import UserError
-from svi.generation import clip_store, files
+from svi import files
+from svi.generation import clip_store
 from svi.generation.journal import Journal
 from svi.generation.run import Run
 from svi.generation.verify import salvage
@@ -170,7 +171,7 @@ def test_a_full_disk_keeps_finished_clips(tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(clip_store, "write_synced", write)
-        with pytest.raises(files.DiskFullError, match=r"the disk is full.*finished clips are intact.*svi resume"):
+        with pytest.raises(files.DiskFullError, match=r"the disk is full.*what is finished is intact.*svi resume"):
             run.generate(TinyBackend())
     assert run.count == fails_at // 5
     assert run.verify().ok

@@ -22,7 +22,8 @@ from torch import Tensor
 from svi.backends.base import ModelInfo
 from svi.condition import ClipCondition
 from svi.errors import UserError, nearest
-from svi.generation import clip_store, files, journal, making, playlist
+from svi import files
+from svi.generation import clip_store, journal, making, playlist
 from svi.generation.images import Reference
 from svi.generation.manifest import RunSettings, checked_settings
 from svi.generation.run import Run

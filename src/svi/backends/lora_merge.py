@@ -6,12 +6,11 @@ LoRA is never added twice, neither here nor when it is attached to the merged mo
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from svi.backends import lora_read
 from svi.backends.lora import FOLDER, MERGED, LoraSpec, find_lora, misfits, parse_spec, refuse, refuse_merged
 from svi.backends.lora_base import BaseWeights, Reader, base_weights, fingerprint, part_of, weights_sha256
 from svi.backends.lora_read import LoraFile, refuse_empty
-from svi.backends.lora_write import dtype_name, explained, refuse_existing
+from svi.backends.lora_write import dtype_name, refuse_existing
 from svi.backends.weights import HUB_FILES, SETTINGS_FILE, find_model, read_json, sha256
 from svi.backends.weights import OFFICIAL_STEM as STEM
 from svi.errors import UserError
+from svi.files import new_folder
 
 SHARD_BYTES = 4 * 2**30
 LINKED_BYTES = 64 * 2**20  # files above are hard-linked where the file system can, not copied
@@ -108,7 +108,7 @@ def merge(
     parts = {part: base_weights(folder, part) for part in dict.fromkeys(plan.part for plan in planned)}
     _refuse_full_disk(out, parts.values())
     tally = _Tally()
-    with _new_folder(out) as temporary:
+    with new_folder(out) as temporary:
         for part, weights in parts.items():
             place = temporary / weights.weights.relative_to(folder)
             place.mkdir(exist_ok=True)
@@ -191,20 +191,6 @@ def _refuse_full_disk(out: Path, parts: Any) -> None:
         raise UserError(
             f"{out} needs {needed / gib:.1f} GiB, {free / gib:.1f} GiB are free: take another disk for --out"
         )
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes ``out`` when the block ends well, and vanishes when it does not."""
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    try:
-        with explained(out):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            yield temporary
-            os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_part(

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from svi import __version__
 from svi.backends.lora_formats import Format, difference_name, factor_name
 from svi.backends.lora_read import DIFFUSERS_METADATA, METADATA, LoraFile, LoraMetadata, Pair, assemble, refuse_empty
 from svi.errors import UserError
+from svi.files import replacing, sync_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What formats cannot say, and why.
@@ -238,19 +237,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     refuse_existing(path, replace=replace)
     if path.suffix != ".safetensors":
         raise UserError(f"{path} must end in .safetensors: that is the only kind of file written here")
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        with explained(path):
+        with replacing(path) as temporary:
             save_file(whole, temporary, metadata=dict(metadata))
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            sync_file(temporary)
     except SafetensorError as error:
         raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path, *, replace: bool = False) -> None:
@@ -259,12 +252,3 @@ def refuse_existing(path: Path, *, replace: bool = False) -> None:
         raise UserError(f"{path} exists already and is not replaced: give another name")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: the folder {path.parent} does not exist")
-
-
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an operating-system error inside the block into a UserError about ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

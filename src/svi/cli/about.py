@@ -122,7 +122,7 @@ def presets(args: argparse.Namespace) -> int:
 
 def schema(args: argparse.Namespace) -> int:
     """``svi schema``."""
-    from svi.generation.files import write_atomic
+    from svi.files import write_atomic
     from svi.generation.storyboard import schema_text
 
     if args.out is None:

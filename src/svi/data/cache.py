@@ -16,7 +16,6 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from svi.data.durable import read_json, remove_leftovers, write_json
 from svi.data.manifest import Skipped, VideoItem
 from svi.data.sample import Sample
 from svi.data.shards import (
@@ -33,6 +32,7 @@ from svi.data.shards import (
 )
 from svi.data.windows import Bucket
 from svi.errors import UserError
+from svi.files import read_json, remove_leftovers, write_json
 
 FORMAT = "svi-training-cache"
 VERSION = 1

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from svi.data.durable import write_atomic
 from svi.data.manifest import Manifest, Skipped, VideoItem, manifest_line
 from svi.errors import UserError, nearest
+from svi.files import write_atomic
 
 DETECTORS = {"adaptive": "AdaptiveDetector", "content": "ContentDetector", "threshold": "ThresholdDetector"}
 MARGIN_S = 0.1  # left out on both sides of a cut: where a cut lies is known to a frame or two

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from svi.data.durable import read_json, write_atomic, write_json
 from svi.data.manifest import Skipped, VideoItem
 from svi.data.sample import Sample
 from svi.data.windows import Bucket
 from svi.errors import UserError
+from svi.files import read_json, write_atomic, write_json
 
 FILES, SHARDS = "files.json", "shards"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

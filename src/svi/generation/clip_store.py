@@ -22,8 +22,7 @@ from torch import Tensor
 
 from svi.conditioning.memory import ClipMemory
 from svi.errors import UserError
-from svi.generation.clip import Clip
-from svi.generation.files import (
+from svi.files import (
     explained,
     file_sha256,
     json_bytes,
@@ -35,6 +34,7 @@ from svi.generation.files import (
     sync_folder,
     write_synced,
 )
+from svi.generation.clip import Clip
 from svi.generation.writer import encode_segment
 
 MEMORY, LATENTS, SEGMENT, THUMBNAIL, RECORD = (

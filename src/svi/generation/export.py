@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svi.errors import UserError, nearest
+from svi.files import explained, new_folder, publish, temporary_name
 from svi.generation.clip_store import SEGMENT
-from svi.generation.files import explained, new_folder, publish, temporary_name
 from svi.generation.run import Run
 from svi.generation.verify import salvage
 from svi.generation.writer import encode_segment, join_segments, read_frames

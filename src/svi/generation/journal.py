@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from svi.generation.files import explained
+from svi.files import explained
 
 
 class Journal:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from svi.errors import UserError
-from svi.generation.files import explained
+from svi.files import explained
 
 if sys.platform != "win32":
     import fcntl

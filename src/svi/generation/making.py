@@ -17,11 +17,11 @@ from svi.conditioning.encodings import Encodings
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import get_policy
 from svi.errors import UserError
+from svi.files import remove_leftovers
 from svi.generation import rollout as rollouts
 from svi.generation.clip import Clip, ClipPlan
 from svi.generation.clip_store import ClipInfo, remedy
 from svi.generation.events import ClipFinished, ClipStarted, Finished, Listener, Notice, RunStarted, Step, Stopped
-from svi.generation.files import remove_leftovers
 from svi.generation.live import LiveStoryboard
 from svi.generation.manifest import check_settings, now, software_changes
 from svi.generation.plans import clip_plan

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from svi.generation.files import explained, write_atomic
+from svi.files import explained, write_atomic
 from svi.generation.writer import header_size
 
 END = "#EXT-X-ENDLIST\n"

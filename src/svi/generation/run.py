@@ -27,10 +27,10 @@ from PIL import Image
 from svi.backends.base import Backend, ModelInfo
 from svi.conditioning.policy import get_policy
 from svi.errors import UserError
+from svi.files import explained, sha256, write_atomic
 from svi.generation.clip import Clip
 from svi.generation.clip_store import SEGMENT, ClipInfo, ClipStore, remedy
 from svi.generation.events import Listener, silent
-from svi.generation.files import explained, sha256, write_atomic
 from svi.generation.images import Reference
 from svi.generation.live import HEADER, check_loras
 from svi.generation.lock import exclusive

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from svi.errors import UserError
-from svi.generation.files import json_bytes, new_folder, sync_folder, write_synced
+from svi.files import json_bytes, new_folder, sync_folder, write_synced
 from svi.generation.live import HEADER, check_loras
 from svi.generation.manifest import Manifest
 from svi.generation.run_state import RunState

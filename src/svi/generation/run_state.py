@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svi.errors import UserError
-from svi.generation.files import explained, write_atomic
+from svi.files import explained, write_atomic
 
 
 class Retake(BaseModel):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from svi.backends.base import ModelInfo
 from svi.errors import UserError
+from svi.files import sha256
 from svi.generation.clip_store import ClipInfo, ClipStore
-from svi.generation.files import sha256
 from svi.generation.journal import Journal
 from svi.generation.live import read_storyboard
 from svi.generation.lock import holder

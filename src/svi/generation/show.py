@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from svi.errors import UserError
+from svi.files import replacing
 from svi.generation.clip_store import ClipInfo
-from svi.generation.files import explained, publish, temporary_name
 from svi.generation.run import Run
 from svi.generation.writer import read_frames
 
@@ -183,13 +183,8 @@ def save_sheet(run: Run, target: Path, *, rows: int = 12, columns: int = 6) -> P
     if target.is_dir():
         raise UserError(f"cannot write {target}: it is a folder")
     image = contact_sheet(run, rows=rows, columns=columns)
-    temporary = temporary_name(target)
-    try:
-        with explained(target):
-            image.save(temporary, format="PNG")
-        publish(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        image.save(temporary, format="PNG")
     return target
 
 

@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from svi.errors import UserError
-from svi.generation.files import explained, publish, sync_file, temporary_name
+from svi.files import explained, publish, sync_file, temporary_name
 
 CODEC = "libx264"
 ENCODER = {"preset": "medium", "crf": "16", "bf": "0", "g": "1000000", "sc_threshold": "0"}

@@ -21,7 +21,7 @@ from svi.backends.lora import find_lora
 from svi.backends.peek import peek
 from svi.backends.weights import find_model, sha256
 from svi.errors import UserError
-from svi.generation.files import write_atomic
+from svi.files import write_atomic
 from svi.pocket.drift.experiment import Arm, Experiment
 from svi.pocket.drift.gauge import MEASURES, VERSION
 from svi.pocket.drift.rollouts import Window, worlds

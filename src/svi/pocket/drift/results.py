@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from svi.generation.files import write_atomic, write_json
+from svi.files import write_atomic, write_json
 from svi.pocket.drift.cells import Cell, Record, read_record, usable
 from svi.pocket.drift.experiment import Experiment
 from svi.pocket.drift.gauge import HEADLINE, MEASURES, VERSION

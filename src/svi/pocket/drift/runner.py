@@ -25,7 +25,7 @@ import torch
 from svi.backends.base import Backend
 from svi.backends.peek import peek
 from svi.errors import UserError
-from svi.generation.files import explained, remove_leftovers, write_atomic
+from svi.files import explained, remove_leftovers, write_atomic
 from svi.pocket.drift.cells import Cell, Record, cells, fingerprint_of, fingerprints, missing, write_record
 from svi.pocket.drift.experiment import Arm, Experiment
 from svi.pocket.drift.gain import gains

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from svi.generation.files import explained, publish, temporary_name
+from svi.files import replacing
 from svi.generation.writer import encode_segment, join_segments
 from svi.pocket.drift.cells import Cell
 
@@ -76,13 +76,8 @@ def _fitting(text: str, width: int) -> str:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    temporary = temporary_name(path)
-    try:
-        with explained(path):
-            image.save(temporary, format="PNG")
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 class Film:

@@ -1,6 +1,6 @@
-"""Durable files: everything a run writes goes through here, so a reader never sees half of anything.
+"""Durable files: runs, caches, checkpoints and LoRAs are written through here, so a reader never sees half of anything.
 
-Knows nothing about clips or video. A file is written under a temporary name in the same folder, synced, and
+Knows nothing about what is in them. A file is written under a temporary name in the same folder, synced, and
 renamed; a folder is filled under a temporary name and renamed as a whole. An operating-system error becomes one
 :class:`~svi.errors.UserError` that says what could not be written and what to do.
 """
@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from svi.errors import UserError
 
@@ -34,8 +35,8 @@ def explained(path: Path, action: str = "write") -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise DiskFullError(
-                f"the disk is full: could not {action} {path} ({error.strerror}); "
-                "finished clips are intact: free some space, then `svi resume` the run"
+                f"the disk is full: could not {action} {path} ({error.strerror}); what is finished is intact: "
+                "free some space, then give the same command again (for a run: `svi resume`)"
             ) from error
         raise UserError(f"cannot {action} {path}: {error.strerror or error}") from error
 
@@ -67,9 +68,20 @@ def write_synced(path: Path, data: bytes) -> None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: readers see the old bytes or the new ones, also after a power cut."""
+    with replacing(path) as temporary:
+        write_synced(temporary, data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    What the block writes under it has to be synced by the block, where that matters.
+    """
     temporary = temporary_name(path)
     try:
-        write_synced(temporary, data)
+        with explained(path):
+            yield temporary
         publish(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -80,6 +92,21 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_atomic(path, json_bytes(value))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: missing, damaged, or something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({str(error)[:80]})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no object")
+    return value
 
 
 def json_bytes(value: object) -> bytes:
@@ -117,12 +144,23 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written in ``folder`` (not below it)."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if path.name.startswith(".") and TEMPORARY in path.name:
+    """Delete what killed processes left half-written in ``folder`` (not below it); that of processes that still run stays."""
+    for path in folder.glob(f".*{TEMPORARY}*"):
+        pid = path.name.rpartition(TEMPORARY)[2]
+        if not pid.isdigit() or int(pid) == os.getpid() or not _runs(int(pid)):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def link_or_copy(source: Path, target: Path) -> None:

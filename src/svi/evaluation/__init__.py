@@ -1,0 +1,1 @@
+"""Measuring long videos: metrics that stream, suites, a runner that resumes, and reports."""

@@ -14,8 +14,8 @@ import tiny
 from runs import Listener, left_over, outputs
 from tiny import TinyBackend, new_run
 
-from svi.errors import UserError
 from svi import files
+from svi.errors import UserError
 from svi.generation import clip_store
 from svi.generation.journal import Journal
 from svi.generation.run import Run

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from svi import files
 from svi.backends.base import ModelInfo
 from svi.condition import ClipCondition
 from svi.errors import UserError, nearest
-from svi import files
 from svi.generation import clip_store, journal, making, playlist
 from svi.generation.images import Reference
 from svi.generation.manifest import RunSettings, checked_settings

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from svi.files import replacing
+from svi.files import explained, replacing
 from svi.generation.writer import encode_segment, join_segments
 from svi.pocket.drift.cells import Cell
 

@@ -14,14 +14,18 @@ from torch import nn
 from svi.backends.wan import load_backend
 from svi.pocket import build
 from svi.pocket.components import build_tokenizer
+from svi.pocket.encode import drill_of
 from svi.pocket.measure import clips_of, figure
-from svi.pocket.train_dit import draw_sigma
+from svi.pocket.storyboard import Beat, Event
+from svi.pocket.train_dit import activity, draw_sigma
+from svi.pocket.train_text import NOTHING, SCENE, questions
 from svi.pocket.trainloop import Stage, train
 from svi.pocket.world import World
 
 
 def test_the_whole_build_leaves_a_model_that_generates(tmp_path: Path) -> None:
-    options = ["--clips", "8", "--steps", "2", "--batch", "4", "--vae-scale", "0.002"]
+    options = ["--clips", "8", "--drills", "4", "--steps", "2", "--batch", "4", "--vae-scale", "0.002"]
+    options += ["--text-scale", "0.004"]
     assert build.main([str(tmp_path), *options, "--stage", "vae"]) == 0
     assert build.main([str(tmp_path), *options]) == 0
     backend = load_backend(str(tmp_path / "model"))
@@ -92,6 +96,34 @@ def test_any_text_encodes() -> None:
         ids = tokenizer(text)["input_ids"]
         assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(tokenizer("東京 🦊")["input_ids"], skip_special_tokens=True).strip() == "東京 🦊"
+
+
+def test_what_changes_counts_more_than_what_stays() -> None:
+    clean = torch.randn(2, 16, 1, 8, 12, generator=torch.Generator().manual_seed(0)).repeat(1, 1, 5, 1, 1)
+    clean[0, :, 3:, 2:4, 2:4] += 3  # something happens in a corner of the first clip
+    weights = activity(clean)
+    assert weights.shape == (2, 1, 5, 8, 12)
+    assert weights[0, 0, 4, 2:4, 2:4].min() > 5 * weights[0, 0, 4, 5:, 5:].max()
+    assert weights[0, 0, 0].unique().tolist() == [1.0], "the first latent frame is given"
+    moving = activity(torch.randn(4, 16, 5, 8, 12, generator=torch.Generator().manual_seed(1)))
+    assert abs(moving.mean().item() - 1) < 0.02, "where everything changes, all counts alike"
+
+
+def test_drills_are_about_what_happens_to_things() -> None:
+    captions = [drill_of(index, 0, 5)[1] for index in range(8)]
+    assert captions == [drill_of(index, 0, 5)[1] for index in range(8)]
+    assert len(set(captions)) == 8
+    assert all("camera pans" not in caption and "zoom" not in caption for caption in captions)
+
+
+def test_questions_about_captions_have_true_answers() -> None:
+    beat = Beat((Event("turn", 0, "left"),), "stands")
+    world = World.sample(3, family="things", camera="stands", num_objects=1, beats=[beat])
+    scene, thing = questions(world, 0)
+    assert (scene.subject, scene.answers["camera"], scene.answers["way"]) == (SCENE, "stands", NOTHING)
+    assert thing.subject == world.start(0).things[0].colour
+    assert (thing.answers["event"], thing.answers["new way"], thing.answers["new colour"]) == ("turn", "left", NOTHING)
+    assert thing.caption == world.caption(0)
 
 
 def test_noise_levels_are_stratified_and_lean_to_noise() -> None:

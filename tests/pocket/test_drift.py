@@ -145,7 +145,10 @@ def test_a_clip_begins_where_its_beat_begins():
     """Whatever the overlap: the prompt of clip k is the caption of the beat that its window starts with."""
     world = world_of(Scene(events=True), worlds(Scene(events=True), 1, 0)[0], WINDOW, 4)
     assert world.beat_s == 0.75
-    frames = list(clips_of(Arm(source="truth", preset="film"), world, WINDOW, 4, seed=0, backend=None))
+    frames = [
+        frames
+        for (frames,) in clips_of(Arm(source="truth", preset="film"), [world], WINDOW, 4, seeds=[0], backend=None)
+    ]
     assert [len(each) for each in frames] == [17, 12, 12, 12]
     assert (np.concatenate(frames) == world.clip(0.0, 53)).all()
     info = type("Info", (), {"defaults": {"steps": 7}})()
@@ -165,7 +168,10 @@ def test_without_events_everything_goes_on_as_it_began():
 def test_fakes_are_fakes():
     world = world_of(Scene(), worlds(Scene(), 1, 0)[0], WINDOW, 3)
     made = {
-        name: list(clips_of(Arm(source=name, preset="film"), world, WINDOW, 3, seed=0, backend=None))
+        name: [
+            frames
+            for (frames,) in clips_of(Arm(source=name, preset="film"), [world], WINDOW, 3, seeds=[0], backend=None)
+        ]
         for name in ("copy-clips", "ping-pong", "copy-reference")
     }
     assert (made["copy-clips"][2] == made["copy-clips"][0][5:]).all()

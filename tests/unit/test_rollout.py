@@ -11,7 +11,7 @@ from svi.conditioning.encodings import Encodings
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import PRESETS
 from svi.generation.clip import ClipPlan
-from svi.generation.rollout import Stopped, rollout
+from svi.generation.rollout import Stopped, rollout, rollout_batch
 
 TEXT_ONLY = [policy for policy in PRESETS.values() if policy.drive is None]
 
@@ -77,6 +77,30 @@ def test_a_rollout_resumed_from_any_memory_gives_the_same_bytes(policy):
         saved = ClipMemory.from_tensors(whole[k - 1].memory.tensors())
         rest = rollout((plan(index) for index in range(k, 4)), saved, backend=ClosedFormBackend(), policy=policy)
         assert all(same(left, right) for left, right in zip(rest, whole[k:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["film", "shot", "pro"])
+def test_videos_made_together_are_those_made_alone(name):
+    policy, backend = PRESETS[name], ClosedFormBackend()
+    prompts, pictures = ["a ball", "a cube", "a cone"], [picture(1), picture(2), picture(3)]
+    alone = [
+        make(3, policy, memory=ClipMemory.start(image), prompt=prompt)
+        for image, prompt in zip(pictures, prompts, strict=True)
+    ]
+    groups = ([plan(index, prompt=prompt) for prompt in prompts] for index in range(3))
+    memory = ClipMemory.start(torch.stack(pictures))
+    together = list(rollout_batch(groups, memory, backend=backend, policy=policy))
+    for video, clips in enumerate(alone):
+        assert all(same(clip, made[video]) for clip, made in zip(clips, together, strict=True))
+
+
+def test_videos_made_together_share_their_settings():
+    memory = ClipMemory.start(torch.stack([picture(1), picture(2)]))
+    for other in (plan(0, steps=4), plan(0, guidance=1.0), plan(1)):
+        with pytest.raises(ValueError, match="may differ in prompt and seed only"):
+            next(rollout_batch([[plan(0), other]], memory, backend=ClosedFormBackend(), policy=PRESETS["wan"]))
+    with pytest.raises(ValueError, match=r"1 clip\(s\) are planned, but the memory holds 2"):
+        next(rollout(plans(1), memory, backend=ClosedFormBackend(), policy=PRESETS["wan"]))
 
 
 def test_clips_differ_by_seed_prompt_and_what_came_before():

@@ -26,6 +26,11 @@ Endless videos from one image and a stream of prompts.
   svi show runs/cat --sheet cat.png              what is there, as a table and as a picture
   svi export runs/cat --format gif               mp4, gif, webp or single frames
 
+  svi data check films/                          what of a folder of videos can be learned from, and why not the rest
+  svi train pocket-shot --out runs/shot          error-recycling fine-tuning: a LoRA that corrects its own errors
+  svi lora info svi-shot.safetensors             what a LoRA is; convert, merge and extract them
+  svi drift quick                                how much videos decay, against exact truth
+
 Clips are counted from 0, as the folders in a run are: clip 0 is the first.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,29 @@ class ClipMemory:
             latents=latents[:, :, -policy.motion_latents :].float().clone() if policy.motion_latents else None,
             clip_index=self.clip_index + 1,
         )
+
+    @classmethod
+    def together(cls, memories: Sequence[ClipMemory]) -> ClipMemory:
+        """The memories of several videos as one batch; they are of the same clip and the same sizes."""
+        first = memories[0]
+        if len(memories) == 1:
+            return first
+        if any(each.clip_index != first.clip_index for each in memories):
+            raise ValueError("videos that are made together must be at the same clip")
+        latents = [each.latents for each in memories if each.latents is not None]
+        return cls(
+            reference=torch.cat([each.reference for each in memories]),
+            frames=torch.cat([each.frames for each in memories]),
+            latents=torch.cat(latents) if latents else None,
+            clip_index=first.clip_index,
+        )
+
+    def apart(self) -> list[ClipMemory]:
+        """Inverse of :meth:`together`: a memory for each video of the batch."""
+        count = self.reference.shape[0]
+        latents = [None] * count if self.latents is None else self.latents.split(1)
+        parts = zip(self.reference.split(1), self.frames.split(1), latents, strict=True)
+        return [ClipMemory(reference, frames, state, self.clip_index) for reference, frames, state in parts]
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything needed to restore this memory, as named tensors (safetensors-ready)."""

@@ -7,7 +7,8 @@ next. Knows nothing about storyboards, files or how frames are shown.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -22,6 +23,7 @@ from svi.guidance import Guidance
 from svi.schedule import shifted_sigmas
 
 ShouldStop = Callable[[], bool]
+PER_VIDEO = 16  # encodings that are remembered
 
 
 class Stopped(Exception):
@@ -60,23 +62,55 @@ def rollout(
         Stopped: when ``should_stop`` says so. A clip whose last step is done is still decoded and yielded.
         ValueError: for a plan that does not fit the memory, the policy or the model.
     """
-    cache = Encodings(backend) if encodings is None else encodings
+    groups = ((plan,) for plan in plans)
+    for (clip,) in rollout_batch(
+        groups,
+        memory,
+        backend=backend,
+        policy=policy,
+        encodings=encodings,
+        on_step=on_step,
+        should_stop=should_stop,
+    ):
+        yield clip
+
+
+def rollout_batch(
+    plans: Iterable[Sequence[ClipPlan]],
+    memory: ClipMemory,
+    *,
+    backend: Backend,
+    policy: ConditioningPolicy,
+    encodings: Encodings | None = None,
+    on_step: OnStep | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Iterator[list[Clip]]:
+    """Several videos side by side, as :func:`rollout` makes one: what validation and experiments need many of.
+
+    Args:
+        plans: for each clip one plan per video; they may differ in prompt and seed only.
+        memory: of all videos, ``(B, ...)``.
+
+    Yields:
+        The next clip of every video. Their bytes are those of lone rollouts up to the rounding of larger matrix products.
+    """
+    cache = Encodings(backend, PER_VIDEO * memory.reference.shape[0]) if encodings is None else encodings
     strengths: dict[str, float] | None = None
     pending = iter(plans)
     while True:
         _check_stop(should_stop)
         try:
-            plan = next(pending)
+            group = next(pending)
         except StopIteration:
             return
-        if strengths != plan.loras:
-            backend.set_lora_strengths(plan.loras)
-            strengths = dict(plan.loras)
-        clip = make_clip(
-            plan, memory, backend=backend, policy=policy, encodings=cache, on_step=_stoppable(on_step, should_stop)
+        if strengths != group[0].loras:
+            backend.set_lora_strengths(group[0].loras)
+            strengths = dict(group[0].loras)
+        clips = make_clips(
+            group, memory, backend=backend, policy=policy, encodings=cache, on_step=_stoppable(on_step, should_stop)
         )
-        memory = clip.memory
-        yield clip
+        memory = ClipMemory.together([clip.memory for clip in clips])
+        yield clips
 
 
 def make_clip(
@@ -89,12 +123,27 @@ def make_clip(
     on_step: OnStep | None = None,
 ) -> Clip:
     """One clip, given what came before it. Arguments as in :func:`rollout`."""
+    (clip,) = make_clips([plan], memory, backend=backend, policy=policy, encodings=encodings, on_step=on_step)
+    return clip
+
+
+def make_clips(
+    plans: Sequence[ClipPlan],
+    memory: ClipMemory,
+    *,
+    backend: Backend,
+    policy: ConditioningPolicy,
+    encodings: Encodings,
+    on_step: OnStep | None = None,
+) -> list[Clip]:
+    """The next clip of each video in ``memory``. Arguments as in :func:`rollout_batch`; ``timing`` is a clip's share."""
     overlap = policy.overlap if memory.clip_index else 0
-    _check(plan, memory, overlap)
+    _check(plans, memory, overlap)
+    plan = plans[0]
     begun = time.perf_counter()
-    text = encodings.text([plan.prompt])
     guidance = Guidance(text=plan.guidance, drive=policy.drive_guidance, boundary=policy.expert_boundary)
-    negative = encodings.text([plan.negative_prompt]) if guidance.needs_negative else None
+    text = encodings.text([each.prompt for each in plans])
+    negative = encodings.text([each.negative_prompt for each in plans]) if guidance.needs_negative else None
     condition = build(
         policy,
         memory,
@@ -103,12 +152,13 @@ def make_clip(
         num_frames=plan.num_frames,
         geometry=backend.geometry,
     )
+    shape = (1, *condition.latent_shape[1:])
     conditioned = time.perf_counter()
     latents = denoise(
         backend.velocity,
         condition,
         negative,
-        noise=clip_noise(plan.seed, condition.latent_shape),
+        noise=torch.cat([clip_noise(each.seed, shape) for each in plans]),
         sigmas=shifted_sigmas(plan.steps, plan.shift),
         guidance=guidance,
         solver=plan.solver,
@@ -116,34 +166,45 @@ def make_clip(
     )
     denoised = time.perf_counter()
     with torch.inference_mode():
-        parts = [part.cpu() for part in backend.decode(latents)]
-    frames = torch.cat(parts)
+        frames = [torch.cat([part.cpu() for part in backend.decode(video)]) for video in latents.split(1)]
     decoded = time.perf_counter()
-    latents = latents.cpu()
-    return Clip(
-        plan=plan,
-        latents=latents,
-        frames=frames,
-        overlap=overlap,
-        memory=memory.update(frames[None], latents, policy),
-        timing={
-            "condition_s": conditioned - begun,
-            "denoise_s": denoised - conditioned,
-            "decode_s": decoded - denoised,
-        },
-    )
-
-
-def _check(plan: ClipPlan, memory: ClipMemory, overlap: int) -> None:
-    batch, height, width, _ = memory.reference.shape
-    if batch != 1:
-        raise ValueError(f"a rollout makes one video: the memory holds {batch}")
-    if (plan.height, plan.width) != (height, width):
-        raise ValueError(
-            f"clip {plan.index} is planned at {plan.width}x{plan.height}, but the reference image is {width}x{height}"
+    share = 1 / len(plans)
+    timing = {
+        "condition_s": (conditioned - begun) * share,
+        "denoise_s": (denoised - conditioned) * share,
+        "decode_s": (decoded - denoised) * share,
+    }
+    parts = zip(plans, latents.cpu().split(1), frames, memory.apart(), strict=True)
+    return [
+        Clip(
+            plan=each,
+            latents=end,
+            frames=video,
+            overlap=overlap,
+            memory=before.update(video[None], end, policy),
+            timing=timing,
         )
-    if overlap >= plan.num_frames:
-        raise ValueError(f"clip {plan.index} has {plan.num_frames} frames, and all of them overlap the clip before it")
+        for each, end, video, before in parts
+    ]
+
+
+def _check(plans: Sequence[ClipPlan], memory: ClipMemory, overlap: int) -> None:
+    batch, height, width, _ = memory.reference.shape
+    if batch != len(plans):
+        raise ValueError(f"{len(plans)} clip(s) are planned, but the memory holds {batch} video(s)")
+    for plan in plans:
+        if (plan.height, plan.width) != (height, width):
+            raise ValueError(
+                f"clip {plan.index} is planned at {plan.width}x{plan.height}, but the reference image is {width}x{height}"
+            )
+        if overlap >= plan.num_frames:
+            raise ValueError(
+                f"clip {plan.index} has {plan.num_frames} frames, and all of them overlap the clip before it"
+            )
+        if replace(plan, prompt="", negative_prompt="", seed=0) != replace(
+            plans[0], prompt="", negative_prompt="", seed=0
+        ):
+            raise ValueError("clips that are made together may differ in prompt and seed only")
 
 
 def _check_stop(should_stop: ShouldStop | None) -> None:

@@ -1,8 +1,8 @@
 """Make the pocket model from nothing: ``svi pocket build``.
 
-Stages, each resumable: the VAE (``train_vae``), latents of a fixed set of worlds (``encode``), the diffusion transformer
-with its text and image encoders (``train_dit``), and the VAE's decoder once more, which leaves the latents alone. Kill it at any time and run the same command again.
-What comes out is an ordinary diffusers folder.
+Stages, each resumable: the VAE (``train_vae``), latents of a fixed set of clips (``encode``), the text encoder
+(``train_text``), the diffusion transformer with its image encoder (``train_dit``), and the VAE's decoder once more, which
+leaves the latents alone. Kill it at any time and run the same command again. What comes out is an ordinary diffusers folder.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from svi.backends.placement import Placement
 from svi.backends.wan import WanBackend, load_backend
 from svi.geometry import Geometry
 from svi.pocket.components import SETTINGS, Components, new_components, save_components
-from svi.pocket.encode import encode
+from svi.pocket.encode import clip_of, drill_of, encode, joined
 from svi.pocket.train_dit import BATCH, dit_stage
+from svi.pocket.train_text import CAPTIONS, STEPS, text_stage
 from svi.pocket.train_vae import DECODER, PHASES, POLISH, Phase, latent_statistics, vae_stage, widen
 from svi.pocket.trainloop import train
 
@@ -36,11 +37,13 @@ def parser() -> argparse.ArgumentParser:
         "--start", metavar="MODEL", help="go on from a model (pocket or a folder) instead of nothing"
     )
     arguments.add_argument("--device", default="cpu", help="where to train: cpu (default; exact to resume) or cuda")
-    arguments.add_argument("--clips", type=int, default=6400, help="clips to encode for stage 3 (default 6400)")
-    arguments.add_argument("--steps", type=int, default=4500, help="optimizer steps of stage 3 (default 4500)")
-    arguments.add_argument("--batch", type=int, default=BATCH, help=f"clips per step of stage 3 (default {BATCH})")
-    arguments.add_argument("--vae-scale", type=float, default=1.0, help="times the usual steps of stage 1 (default 1)")
-    arguments.add_argument("--stage", choices=("vae", "encode", "dit"), default="dit", help="stop after this stage")
+    arguments.add_argument("--clips", type=int, default=4096, help="clips of any world to encode (default 4096)")
+    arguments.add_argument("--drills", type=int, default=3072, help="clips in which something happens (default 3072)")
+    arguments.add_argument("--steps", type=int, default=6000, help="steps of the transformer (default 6000)")
+    arguments.add_argument("--batch", type=int, default=BATCH, help=f"clips per step of it (default {BATCH})")
+    arguments.add_argument("--vae-scale", type=float, default=1.0, help="times the usual steps of the VAE (default 1)")
+    arguments.add_argument("--text-scale", type=float, default=1.0, help="the same for the text encoder (default 1)")
+    arguments.add_argument("--stage", choices=("vae", "encode", "text", "dit"), default="dit", help="stop after this")
     arguments.add_argument("--random", action="store_true", help="write random weights to OUT and stop (for tests)")
     return arguments
 
@@ -68,6 +71,18 @@ def finish_vae(parts: Components, out: Path, *, fresh: bool, seed: int, scale: f
         mean, std = latent_statistics(parts.vae, seed=seed)
         statistics.write_text(json.dumps({"latents_mean": mean, "latents_std": std}) + "\n")
     parts.vae.register_to_config(**json.loads(statistics.read_text()))
+
+
+def finish_text(parts: Components, out: Path, *, seed: int, scale: float, console: Console) -> None:
+    """The text encoder, taught and then frozen."""
+    steps, captions = (max(1, round(count * scale)) for count in (STEPS, CAPTIONS))
+    train(
+        text_stage(parts.text_encoder, parts.tokenizer, seed=seed, steps=steps, captions=captions),
+        out,
+        seed=seed,
+        console=console,
+    )
+    parts.text_encoder.requires_grad_(False).eval()
 
 
 def parts_of(model: str) -> Components:
@@ -101,10 +116,15 @@ def main(argv: list[str] | None = None) -> int:
     finish_vae(parts, options.out, fresh=not options.start, seed=options.seed, scale=options.vae_scale, console=console)
     if options.stage == "vae":
         return 0
-    data = encode(
-        parts.vae, options.out / "latents", clips=options.clips, seed=options.seed, geometry=geometry(), console=console
+    sets = {"latents": (options.clips, clip_of), "drills": (options.drills, drill_of)}
+    shared = {"seed": options.seed, "geometry": geometry(), "console": console}
+    data = joined(
+        [encode(parts.vae, options.out / name, clips=n, draw=draw, **shared) for name, (n, draw) in sets.items() if n]
     )
     if options.stage == "encode":
+        return 0
+    finish_text(parts, options.out, seed=options.seed, scale=options.text_scale, console=console)
+    if options.stage == "text":
         return 0
     stage = dit_stage(training_backend(parts), data, steps=options.steps, batch=options.batch)
     train(stage, options.out, seed=options.seed, console=console)

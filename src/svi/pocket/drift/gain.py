@@ -17,7 +17,7 @@ from svi.conditioning.encodings import Encodings
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import ConditioningPolicy
 from svi.conditioning.window import to_video
-from svi.generation.rollout import make_clip
+from svi.generation.rollout import make_clips
 from svi.pocket.drift.experiment import Arm
 from svi.pocket.drift.measures import rms
 from svi.pocket.drift.rollouts import Window, plan, policy_of
@@ -76,24 +76,28 @@ def gains(
     encodings = Encodings(backend)
     start = ClipMemory.start(torch.from_numpy(world.render(0.0)))
 
-    def made(memory: ClipMemory) -> np.ndarray:
-        clip_plan = plan(arm, backend.info, world, window, memory.clip_index, seed)
-        return make_clip(clip_plan, memory, backend=backend, policy=policy, encodings=encodings).frames.numpy()
+    def made(memories: Sequence[ClipMemory]) -> list[np.ndarray]:
+        clip_plan = plan(arm, backend.info, world, window, memories[0].clip_index, seed)
+        memory = ClipMemory.together(memories)
+        plans = [clip_plan] * len(memories)
+        clips = make_clips(plans, memory, backend=backend, policy=policy, encodings=encodings)
+        return [clip.frames.numpy() for clip in clips]
+
+    def after(frames: np.ndarray) -> ClipMemory:
+        return _after(frames, start, backend, policy)
 
     backend.set_lora_strengths({})
-    clean = made(_after(truth, start, backend, policy))
     rng = np.random.Generator(np.random.PCG64([seed, 6]))
-    results: dict[str, dict[str, float]] = {}
+    bad: dict[str, np.ndarray] = {}
     for kind in kinds:
-        direction = made(start) - truth.astype(np.float64) if kind == "own" else DIRECTIONS[kind](truth, rng)
-        for size in sizes:
-            bad = corrupted(truth, direction, size)
-            out = made(_after(bad, start, backend, policy))
-            handed = max(1, window.overlap)
-            results[f"{kind}-{size:g}"] = compared(
-                bad - truth.astype(np.float64), out - clean.astype(np.float64), handed
-            )
-    return results
+        direction = made([start])[0] - truth.astype(np.float64) if kind == "own" else DIRECTIONS[kind](truth, rng)
+        bad |= {f"{kind}-{size:g}": corrupted(truth, direction, size) for size in sizes}
+    clean, *outs = made([after(frames) for frames in (truth, *bad.values())])
+    handed, exact = max(1, window.overlap), truth.astype(np.float64)
+    return {
+        name: compared(frames - exact, out - clean.astype(np.float64), handed)
+        for (name, frames), out in zip(bad.items(), outs, strict=True)
+    }
 
 
 def compared(error_in: np.ndarray, error_out: np.ndarray, frames: int) -> dict[str, float]:

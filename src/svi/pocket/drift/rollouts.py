@@ -6,7 +6,7 @@ new, so that the prompt of clip k tells what truly happens in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from svi.conditioning.policy import ConditioningPolicy, get_policy
 from svi.conditioning.window import to_video
 from svi.errors import UserError
 from svi.generation.clip import ClipPlan
-from svi.generation.rollout import rollout
+from svi.generation.rollout import rollout_batch
 from svi.geometry import Geometry
 from svi.pocket.drift.experiment import Arm, Experiment, Scene
 from svi.pocket.storyboard import Beat
@@ -134,19 +134,23 @@ def noise_seed(experiment: Experiment, world_index: int) -> int:
 
 
 def clips_of(
-    arm: Arm, world: World, window: Window, clips: int, *, seed: int, backend: Backend | None
-) -> Iterator[np.ndarray]:
-    """The frames ``(t, H, W, 3)`` uint8 that each clip adds to the video."""
+    arm: Arm, worlds: Sequence[World], window: Window, clips: int, *, seeds: Sequence[int], backend: Backend | None
+) -> Iterator[list[np.ndarray]]:
+    """Per clip, the frames ``(t, H, W, 3)`` uint8 that it adds to the video of each world; ``seeds``: of their noise."""
     if arm.source == "model":
         assert backend is not None
-        plans = (plan(arm, backend.info, world, window, clip, seed) for clip in range(clips))
-        memory = ClipMemory.start(torch.from_numpy(world.render(0.0)))
-        for clip in rollout(plans, memory, backend=backend, policy=policy_of(arm)):
-            yield clip.new_frames.numpy()
+        info = backend.info
+        plans = (
+            [plan(arm, info, world, window, clip, seed) for world, seed in zip(worlds, seeds, strict=True)]
+            for clip in range(clips)
+        )
+        memory = ClipMemory.start(torch.from_numpy(np.stack([world.render(0.0) for world in worlds])))
+        for made in rollout_batch(plans, memory, backend=backend, policy=policy_of(arm)):
+            yield [clip.new_frames.numpy() for clip in made]
         return
     for index in range(clips):
         skip = window.overlap if index else 0
-        yield _control(arm.source, world, window, index, backend)[skip:]
+        yield [_control(arm.source, world, window, index, backend)[skip:] for world in worlds]
 
 
 def _control(source: str, world: World, window: Window, clip: int, backend: Backend | None) -> np.ndarray:

@@ -6,6 +6,7 @@ Knows cells and models; what the figures mean is the business of ``results``.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -34,6 +35,7 @@ from svi.pocket.drift.rollouts import Window, clips_of, noise_seed, world_of
 from svi.pocket.drift.sheets import Film, pictured_clips, save_strip
 from svi.pocket.world import World
 
+TOGETHER = 8  # videos in one batch: on two cores a clip then takes a third of the time
 COST = {"model": 20.0, "vae": 3.0}  # of a clip, for the time left; everything else costs 1
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -52,26 +54,36 @@ Watch = Callable[[Tick], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A cell with everything that a process needs to make it."""
+    """Cells that are made together, with everything that a process needs for it: the same arm in worlds of one scene."""
 
     experiment: Experiment
-    cell: Cell
+    cells: tuple[Cell, ...]
     out: Path
     fingerprint: str
     device: str | None = None
 
     @property
     def arm(self) -> Arm:
-        """What makes it."""
-        return self.experiment.arms[self.cell.arm]
+        """What makes them."""
+        return self.experiment.arms[self.cells[0].arm]
 
     @property
     def cost(self) -> float:
         """How long it takes, in some unit."""
         gain = self.experiment.gain
-        if self.cell.kind == "gain" and gain is not None:
-            return COST["model"] * (2 + len(gain.kinds) * len(gain.sizes))
-        return COST.get(self.arm.source, 1.0) * self.experiment.clips
+        if self.cells[0].kind == "gain" and gain is not None:
+            return COST["model"] * (2 + len(gain.kinds) * len(gain.sizes)) * len(self.cells)
+        return COST.get(self.arm.source, 1.0) * self.experiment.clips * len(self.cells)
+
+    def __str__(self) -> str:
+        return str(self.cells[0]) + (f" and {len(self.cells) - 1} more" if len(self.cells) > 1 else "")
+
+
+def tasks_of(todo: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
+    """Cells in order, those of the same arm and scene together: :data:`TOGETHER` drift curves, a gain alone."""
+    for _, group in itertools.groupby(todo, key=lambda cell: (cell.scene, cell.arm, cell.kind)):
+        size = TOGETHER if (some := list(group))[0].kind == "clips" else 1
+        yield from (tuple(some[begin : begin + size]) for begin in range(0, len(some), size))
 
 
 def run(
@@ -93,7 +105,7 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     write_atomic(out / "experiment.yaml", experiment.to_yaml().encode())
-    tasks = [Task(experiment, cell, out, fingerprint_of(cell, known), device) for cell in todo]
+    tasks = [Task(experiment, group, out, fingerprint_of(group[0], known), device) for group in tasks_of(todo)]
     progress = _Progress(tasks, watch, there)
     if tasks:
         (_here if jobs == 1 or len(tasks) == 1 else _spread)(tasks, progress, jobs)
@@ -103,9 +115,9 @@ class _Progress:
     """Turns what is done into ticks, with the time left at the pace so far."""
 
     def __init__(self, tasks: Sequence[Task], watch: Watch, there: int) -> None:
-        self.total, self.cost, self.count = len(tasks), sum(task.cost for task in tasks), 0
+        self.total, self.cost, self.count = sum(len(task.cells) for task in tasks), sum(task.cost for task in tasks), 0
         self.spent, self.began, self.watch = 0.0, time.monotonic(), watch
-        cells_ = "1 cell" if len(tasks) == 1 else f"{len(tasks)} cells"
+        cells_ = "1 cell" if self.total == 1 else f"{self.total} cells"
         watch(Tick(0.0, None, f"{cells_} to make, {there} there already"))
 
     def part(self, fraction: float, task: Task) -> None:
@@ -115,8 +127,8 @@ class _Progress:
     def finished(self, task: Task, seconds: float) -> None:
         """A task is done."""
         self.spent += task.cost
-        self.count += 1
-        self._tell(self.spent, f"{self.count}/{self.total} {task.cell}: {seconds:.1f} s")
+        self.count += len(task.cells)
+        self._tell(self.spent, f"{self.count}/{self.total} {task}: {seconds:.1f} s")
 
     def _tell(self, spent: float, line: str | None) -> None:
         took = time.monotonic() - self.began
@@ -185,57 +197,82 @@ def _backend(model: str, loras: tuple[str, ...], device: str | None) -> Backend:
 
 
 def make(task: Task, part: Callable[[float], None] = lambda fraction: None) -> float:
-    """Make one cell and write it; seconds that it took. ``part`` hears what share of it is done.
+    """Make the cells of a task and write them; seconds that it took. ``part`` hears what share of it is done.
 
     Raises:
-        UserError: where the model gives no picture (NaN), naming the cell.
+        UserError: where the model gives no picture (NaN), naming the cells.
     """
     began = time.monotonic()
-    arm, cell, experiment = task.arm, task.cell, task.experiment
+    arm, experiment = task.arm, task.experiment
     model = arm.model or experiment.model
     window = Window.of(arm, peek(model)[0])
-    world = world_of(experiment.scenes[cell.scene], cell.world, window, experiment.clips)
+    scene = experiment.scenes[task.cells[0].scene]
+    made_worlds = [world_of(scene, cell.world, window, experiment.clips) for cell in task.cells]
     backend = None
     if arm.source in ("model", "vae"):
         backend = _backend(model, tuple(f"{name}:{strength}" for name, strength in arm.loras.items()), task.device)
-    seed = noise_seed(experiment, cell.index)
+    seeds = [noise_seed(experiment, cell.index) for cell in task.cells]
     try:
-        if cell.kind == "clips":
-            clips = clips_of(arm, world, window, experiment.clips, seed=seed, backend=backend)
-            record = _watched(task, world, window, clips, part)
+        if task.cells[0].kind == "clips":
+            clips = clips_of(arm, made_worlds, window, experiment.clips, seeds=seeds, backend=backend)
+            records = _watched(task, made_worlds, window, clips, part)
         else:
             assert experiment.gain is not None
             assert backend is not None
-            found = gains(arm, world, backend, kinds=experiment.gain.kinds, sizes=experiment.gain.sizes, seed=seed)
-            record = Record(task.fingerprint, 1, 0.0, found)
+            kinds, sizes = experiment.gain.kinds, experiment.gain.sizes
+            found = gains(arm, made_worlds[0], backend, kinds=kinds, sizes=sizes, seed=seeds[0])
+            records = [Record(task.fingerprint, 1, 0.0, found)]
     except FloatingPointError as error:
-        raise UserError(f"{cell}: {error}") from None
+        raise UserError(f"{task}: {error}") from None
     seconds = time.monotonic() - began
-    write_record(cell.path(task.out), replace(record, seconds=seconds))
+    for cell, record in zip(task.cells, records, strict=True):
+        write_record(cell.path(task.out), replace(record, seconds=seconds / len(task.cells)))
     return seconds
 
 
+class _Cameraman:
+    """Measures the clips of one world as they come, and keeps what sheet and video show of them."""
+
+    def __init__(self, task: Task, cell: Cell, world: World, window: Window) -> None:
+        experiment = task.experiment
+        self.task, self.cell = task, cell
+        self.gauge = Gauge(world, fps=window.fps, events=experiment.scenes[cell.scene].events)
+        self.values: dict[str, list[float]] = {name: [] for name in MEASURES}
+        self.chosen = pictured_clips(experiment.clips) if cell.index < experiment.sheets else ()
+        self.pictures: list[np.ndarray] = []
+        self.film = Film(task.out, cell, window.fps) if cell.index < experiment.videos else None
+
+    def take(self, clip: int, frames: np.ndarray) -> None:
+        """The next clip."""
+        for name, value in self.gauge.clip(frames).items():
+            self.values[name].append(value)
+        if clip in self.chosen:
+            self.pictures.append(frames[-1].copy())
+        if self.film is not None:
+            self.film.add(np.ascontiguousarray(frames))
+
+    def wrap(self) -> Record:
+        """After the last clip."""
+        if self.film is not None:
+            self.film.finish()
+        if self.pictures:
+            save_strip(self.cell.path(self.task.out).with_suffix(".png"), self.pictures)
+        return Record(self.task.fingerprint, self.task.experiment.clips, 0.0, dict(self.values), self.chosen)
+
+
 def _watched(
-    task: Task, world: World, window: Window, clips: Iterator[np.ndarray], part: Callable[[float], None]
-) -> Record:
-    """Measure clips as they come, and keep what sheet and video show of them."""
-    cell, experiment = task.cell, task.experiment
-    gauge = Gauge(world, fps=window.fps, events=experiment.scenes[cell.scene].events)
-    values: dict[str, list[float]] = {name: [] for name in MEASURES}
-    chosen = pictured_clips(experiment.clips) if cell.index < experiment.sheets else ()
-    pictures: list[np.ndarray] = []
-    film = Film(task.out, cell, window.fps) if cell.index < experiment.videos else None
-    with film or contextlib.nullcontext():
-        for clip, frames in enumerate(clips):
-            for name, value in gauge.clip(frames).items():
-                values[name].append(value)
-            if clip in chosen:
-                pictures.append(frames[-1].copy())
-            if film is not None:
-                film.add(np.ascontiguousarray(frames))
-            part((clip + 1) / experiment.clips)
-        if film is not None:
-            film.finish()
-    if pictures:
-        save_strip(cell.path(task.out).with_suffix(".png"), pictures)
-    return Record(task.fingerprint, experiment.clips, 0.0, dict(values), chosen)
+    task: Task,
+    made_worlds: Sequence[World],
+    window: Window,
+    clips: Iterator[list[np.ndarray]],
+    part: Callable[[float], None],
+) -> list[Record]:
+    crew = [_Cameraman(task, cell, world, window) for cell, world in zip(task.cells, made_worlds, strict=True)]
+    with contextlib.ExitStack() as films:
+        for one in crew:
+            films.enter_context(one.film or contextlib.nullcontext())
+        for clip, videos in enumerate(clips):
+            for one, frames in zip(crew, videos, strict=True):
+                one.take(clip, frames)
+            part((clip + 1) / task.experiment.clips)
+        return [one.wrap() for one in crew]

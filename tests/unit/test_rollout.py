@@ -240,12 +240,6 @@ def test_a_clip_that_would_add_no_frame_is_refused():
         make(2, replace(PRESETS["wan"], overlap=17))
 
 
-def test_a_rollout_makes_one_video():
-    two = ClipMemory.start(picture(1, 2))
-    with pytest.raises(ValueError, match="one video"):
-        make(1, PRESETS["wan"], memory=two)
-
-
 def test_driven_presets_say_what_they_lack():
     with pytest.raises(ValueError, match="dance is driven by pose"):
         make(1, PRESETS["dance"])

@@ -166,7 +166,8 @@ def make_clips(
     )
     denoised = time.perf_counter()
     with torch.inference_mode():
-        frames = [torch.cat([part.cpu() for part in backend.decode(video)]) for video in latents.split(1)]
+        parts = [[part.cpu() for part in backend.decode(video)] for video in latents.split(1)]
+    frames = [torch.cat(each) for each in parts]  # outside inference mode: ordinary tensors
     decoded = time.perf_counter()
     share = 1 / len(plans)
     timing = {
@@ -174,7 +175,7 @@ def make_clips(
         "denoise_s": (denoised - conditioned) * share,
         "decode_s": (decoded - denoised) * share,
     }
-    parts = zip(plans, latents.cpu().split(1), frames, memory.apart(), strict=True)
+    made = zip(plans, latents.cpu().split(1), frames, memory.apart(), strict=True)
     return [
         Clip(
             plan=each,
@@ -184,7 +185,7 @@ def make_clips(
             memory=before.update(video[None], end, policy),
             timing=timing,
         )
-        for each, end, video, before in parts
+        for each, end, video, before in made
     ]
 
 

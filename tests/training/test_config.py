@@ -9,6 +9,7 @@ import pytest
 from svi.conditioning.policy import PRESETS
 from svi.errors import UserError
 from svi.finetune import ALL_RECIPES, find_config
+from svi.training.config import differences
 from svi.training.distributed import step_generator
 from svi.training.methods import density, sigma_range
 
@@ -35,7 +36,7 @@ def test_a_file_and_the_command_line_change_a_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("recipe: pocket-shot\noptimizer: {lr: 1.0e-3}\nloop:\n  steps: 7\n", encoding="utf-8")
     config = find_config(
-        str(file), ["loop.steps=9", "lora.targets=[to_q]", "optimizer.ema_decay=0.99", "data.workers=0"]
+        str(file), ["loop.steps=9", "lora.targets=[to_q]", "optimizer.ema_decay=0.99", "data.prefetch=0"]
     )
     assert (config.optimizer.lr, config.loop.steps, config.lora.targets) == (1e-3, 9, ("to_q",))
     assert config.optimizer.ema_decay == 0.99
@@ -77,8 +78,13 @@ def test_experts_see_their_side_of_the_boundary() -> None:
         assert low <= sigma.min() <= sigma.max() <= high
 
 
-def test_steps_may_change_when_a_training_goes_on_and_the_rest_may_not() -> None:
-    config = find_config("pocket-shot", [])
-    assert find_config("pocket-shot", ["loop.steps=9", "loop.keep=1"]).fingerprint() == config.fingerprint()
-    assert find_config("pocket-shot", ["loop.seed=9"]).fingerprint() != config.fingerprint()
-    assert find_config("pocket-shot", ["optimizer.lr=9"]).fingerprint() != config.fingerprint()
+def test_what_may_change_when_a_training_goes_on_and_what_may_not() -> None:
+    before = find_config("pocket-shot", []).pinned()
+    for change in ("loop.steps=9", "loop.keep=1", "bank.memory_gb=3", "data.cache=x", "model.offload_activations=true"):
+        assert find_config("pocket-shot", [change]).pinned() == before, change
+    for change, phrase in (
+        ("loop.seed=9", "loop.seed 0, now 9"),
+        ("optimizer.lr=9", "optimizer.lr 0.0005, now 9.0"),
+        ("recycling.clean_prob=1", "recycling.clean_prob 0.2, now 1.0"),
+    ):
+        assert differences(before, find_config("pocket-shot", [change]).pinned()) == [phrase]

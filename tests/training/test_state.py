@@ -16,7 +16,7 @@ def written(root: Path, step: int, value: float = 0.0) -> state.Checkpoint:
     writer.clear()
     writer.put(state.SHARED, {"weights": torch.full((64,), value), "numbers": [1, 2]})
     writer.put(state.rank_file(0), {"loader": {"position": step}})
-    return writer.finish(ranks=1, fingerprint="f")
+    return writer.finish(ranks=1, settings={"lora.rank": 4})
 
 
 def test_the_latest_is_found_and_read_back(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_the_latest_is_found_and_read_back(tmp_path: Path) -> None:
         written(tmp_path, step, float(step))
     found, complaints = state.latest(tmp_path)
     assert found is not None
-    assert (found.step, found.ranks, found.fingerprint, complaints) == (20, 1, "f", [])
+    assert (found.step, found.ranks, found.settings, complaints) == (20, 1, {"lora.rank": 4}, [])
     assert torch.equal(state.load(found, state.SHARED)["weights"], torch.full((64,), 20.0))
     assert state.load(found, state.rank_file(0)) == {"loader": {"position": 20}}
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,7 +30,7 @@ SMALL = (
     "loop.validate_every=0",
     "loop.log_every=1",
 )
-FAST = ("bank.capacity=3", "bank.buckets=4", "optimizer.warmup_steps=0", "data.workers=0", "optimizer.ema_decay=0.5")
+FAST = ("bank.capacity=3", "bank.buckets=4", "optimizer.warmup_steps=0", "data.prefetch=0", "optimizer.ema_decay=0.5")
 
 
 def config(model: Path, *changes: str, recipe: str = "pocket-shot") -> TrainingConfig:
@@ -95,10 +96,10 @@ def test_killed_while_it_runs_and_gone_on(model_folder: Path, cache: Path, tmp_p
 
 
 def test_errors_are_banked_and_the_control_has_no_bank(model_folder: Path, cache: Path, tmp_path: Path) -> None:
-    for method in ("erft", "plain"):
+    for name, clean in (("erft", 0.2), ("plain", 1)):
         fine_tune(
-            config(model_folder, "loop.steps=4", f"method={method}", f"data.cache={cache}"),
-            tmp_path / method,
+            config(model_folder, "loop.steps=4", f"recycling.clean_prob={clean}", f"data.cache={cache}"),
+            tmp_path / name,
             device="cpu",
         )
     rows = [json.loads(line) for line in (tmp_path / "erft/log.jsonl").read_text().splitlines()]
@@ -106,6 +107,20 @@ def test_errors_are_banked_and_the_control_has_no_bank(model_folder: Path, cache
     assert rows[-1]["video_bank"]["errors"] > 0
     assert all(row["loss"] > 0 for row in rows)
     assert "video_bank" not in json.loads((tmp_path / "plain/log.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_look_at_held_out_clips_changes_nothing(model_folder: Path, cache: Path, tmp_path: Path) -> None:
+    common = ("loop.steps=4", f"data.cache={cache}", "loop.validation_items=1")
+    fine_tune(config(model_folder, *common), tmp_path / "blind", device="cpu")
+    done = fine_tune(config(model_folder, *common, "loop.validate_every=2"), tmp_path / "looking", device="cpu")
+    assert same(load_file(tmp_path / "blind/lora.safetensors"), load_file(done.lora))
+    rows = [json.loads(line) for line in (tmp_path / "looking/log.jsonl").read_text().splitlines()]
+    looks = [row for row in rows if "validation" in row]
+    assert [row["step"] for row in looks] == [2, 4]
+    assert all(Path(row["sheet"]).is_file() for row in looks)
+    assert all(
+        row["validation"]["loss"] > 0 and np.isfinite(row["validation"]["colour_shift_per_clip"]) for row in looks
+    )
 
 
 def test_the_lora_loads_back_and_changes_the_model(model_folder: Path, cache: Path, tmp_path: Path) -> None:
@@ -176,7 +191,7 @@ def test_two_processes_gather_errors_and_agree(model_folder: Path, cache: Path, 
     assert found.ranks == 2
     ranks = [state.load(found, state.rank_file(rank)) for rank in (0, 1)]
     assert ranks[0]["loader"] == ranks[1]["loader"]
-    seen = [rank["banks"]["video"]["meta"]["seen"] for rank in ranks]
+    seen = [next(iter(rank["replay"]["banks"].values()))["video"]["meta"]["seen"] for rank in ranks]
     assert all(count > 0 for count in seen)
     with pytest.raises(UserError, match="written by 2 processes"):
         fine_tune(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
 from torch import nn
 
+from svi.backends.lora_read import read
 from svi.errors import UserError, nearest
 
 Initialisation = Literal["kaiming", "gaussian"]
@@ -51,6 +53,30 @@ def attach_lora(
     return parameters
 
 
-def trainable(transformer: Any) -> Iterable[nn.Parameter]:
-    """Parameters that learn."""
-    return (parameter for parameter in transformer.parameters() if parameter.requires_grad)
+def begin_with(parameters: Mapping[str, nn.Parameter], file: str, *, alpha: float) -> None:
+    """Give a fresh LoRA the weights of a file, in any naming; a file of another alpha is scaled, so that it adds the same.
+
+    Args:
+        parameters: from :func:`attach_lora`.
+        file: of the LoRA.
+        alpha: of the fresh one.
+
+    Raises:
+        UserError: for a file that cannot be read, and one of other layers or another rank.
+    """
+    pairs = read(Path(file)).pairs
+    targets = {name.rpartition(".lora_A.")[0]: name for name in parameters if ".lora_A." in name}
+    for kind, names in (("lacks", targets.keys() - pairs.keys()), ("also has", pairs.keys() - targets.keys())):
+        if names:
+            raise UserError(
+                f"{file} {kind} the layer {min(names)} ({len(names)} in all): lora.targets has to be as it was made"
+            )
+    for module, name in targets.items():
+        a, b = parameters[name], parameters[name.replace(".lora_A.", ".lora_B.")]
+        pair = pairs[module]
+        if pair.a.shape != a.shape or pair.b.shape != b.shape:
+            raise UserError(
+                f"{file} has rank {pair.rank} at {module}, the training {a.shape[0]}: set lora.rank={pair.rank}"
+            )
+        a.data.copy_(pair.a)
+        b.data.copy_(pair.b.float() * (pair.scale * pair.rank / alpha))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svi.cli import DONE, INTERRUPTED
+from svi.cli import DONE, INTERRUPTED, values
 from svi.cli.interrupt import Interrupt
 from svi.errors import UserError
 
@@ -24,7 +24,7 @@ lead back to the clean video. One recipe per member of the SVI family; every val
   svi train --list                                        the recipes, and where their values come from
   svi train pocket-shot --out runs/shot                   two CPU cores will do
   svi train shot --out runs/shot data.source=clips/       Wan 2.1, a folder of videos (svi data check clips/)
-  svi train pocket-shot --out runs/control method=plain   the control: the same training without errors
+  svi train pocket-shot --out runs/control recycling.clean_prob=1    the control: the same training without errors
   svi train my.yaml --out runs/mine loop.steps=5000       a file: `recipe: NAME` and what differs
   svi train shot --dry-run optimizer.lr=2e-5              print the complete configuration, and do nothing
   torchrun --nproc-per-node 8 -m svi.cli train shot --out runs/shot     several GPUs
@@ -46,7 +46,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="show the recipes")
     parser.add_argument("--dry-run", action="store_true", help="print the complete configuration and stop")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda ... (default: the best there is)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=values.whole(), metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--download", action="store_true", help="allow fetching a hub model that is not here yet")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON event per line on stdout, for scripts")
@@ -55,7 +55,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``svi train``."""
-    from svi.finetune import ALL_RECIPES, Places, find_config, fine_tune
+    from svi.finetune import ALL_RECIPES, CONFIG_FILE, find_config, fine_tune
 
     if args.list:
         for name, recipe in ALL_RECIPES.items():
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.recipe is None:
         raise UserError("name a recipe (svi train --list), a YAML file, or a run to go on with")
     given = Path(args.recipe)
-    known = Places(given).config
+    known = given / CONFIG_FILE
     config = find_config(str(known) if given.is_dir() and known.is_file() else args.recipe, args.changes)
     if args.dry_run:
         print(config.to_yaml(), end="")

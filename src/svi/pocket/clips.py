@@ -24,22 +24,20 @@ class PocketClips:
 
     Args:
         fps: frames per second.
-        filters: keyword arguments of ``World.sample``, to show some worlds only (``family="things"``).
     """
 
+    identity = f"pocket world {WORLD_VERSION}"
+    size = (64, 96)
     around = (16, 48)
 
-    def __init__(self, fps: int = 16, **filters: str | int) -> None:
-        self.fps, self.filters = fps, filters
-        shown = "".join(f", {name} {value}" for name, value in sorted(filters.items()))
-        self.identity = f"pocket world {WORLD_VERSION}{shown}"
-        self.size = (64, 96)
+    def __init__(self, fps: int = 16) -> None:
+        self.fps = fps
         self._worlds: OrderedDict[int, World] = OrderedDict()
 
     def world(self, index: int) -> World:
         """The world that clip ``index`` shows."""
         if index not in self._worlds:
-            self._worlds[index] = World.sample(index, **self.filters)  # type: ignore[arg-type]
+            self._worlds[index] = World.sample(index)
             while len(self._worlds) > KEPT:
                 self._worlds.popitem(last=False)
         return self._worlds[index]

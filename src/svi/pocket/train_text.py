@@ -33,7 +33,8 @@ from svi.pocket.world import World
 
 NOTHING = "nothing"  # the answer where a question does not apply
 SCENE = "scene"
-CAPTIONS, BATCH, STEPS, BEATS = 24_000, 64, 1000, 4
+CAPTIONS, BATCH, STEPS, BEATS = 24_000, 64, 2500, 4
+HARD = 3.0  # how much more often a question about something to which something happens is asked
 FIRST_SEED = 100_000_000
 
 ANSWERS: dict[str, tuple[str, ...]] = {
@@ -160,11 +161,13 @@ def text_stage(
         torch.manual_seed(seed)
         reader = Reader(encoder.config.d_model)
     modules = {"text_encoder": encoder.requires_grad_(True), "reader": reader}
-    lessons = Exercise.of(draw_questions(seed, captions), tokenizer)
+    asked = draw_questions(seed, captions)
+    lessons = Exercise.of(asked, tokenizer)
+    weights = torch.tensor([HARD if question.answers["event"] != NOTHING else 1.0 for question in asked])
     unseen = Exercise.of(held_out(range(400)), tokenizer)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = torch.randint(len(lessons.subjects), (BATCH,), generator=generator)
+        index = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
         logits, answers = lessons.logits(encoder, reader, index), lessons.answers[index]
         parts = [F.cross_entropy(logits[kind], answers[:, column]) for column, kind in enumerate(ANSWERS)]
         return torch.stack(parts).sum(), {}
@@ -174,8 +177,9 @@ def text_stage(
         modules,
         steps,
         loss,
-        lr=2e-3,
+        lr=7e-3,
         decay_from=0.5,
+        optimizer="muon",
         on_sample=lambda step: right_answers(unseen, encoder, reader),
     )
 

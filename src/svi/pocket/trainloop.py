@@ -95,7 +95,7 @@ def _as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _group_of(stage: Stage, name: str, parameter: nn.Parameter) -> str:
-    inner_matrix = parameter.ndim == 2 and ".blocks." in name
+    inner_matrix = parameter.ndim == 2 and (".blocks." in name or ".block." in name) and "_bias" not in name
     inner_kernel = parameter.ndim in (4, 5) and "patch_embedding" not in name
     if stage.optimizer == "muon" and (inner_matrix or inner_kernel):
         return "muon"

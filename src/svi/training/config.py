@@ -6,9 +6,8 @@ unknown key is an error that names the nearest. Knows nothing about tensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,9 +35,14 @@ class Model(_Settings):
         None, description="Which of Wan 2.2's two experts; None = a model of one."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Type that the base computes in.")
-    quantisation: Literal["fp8", "int8", "nf4"] | None = Field(None, description="How the frozen base is stored.")
+    quantisation: Literal["fp8", "int8", "nf4"] | None = Field(
+        None, description="How the frozen matrices are stored: fp8 and int8 need torchao, nf4 bitsandbytes."
+    )
     gradient_checkpointing: bool = Field(True, description="Compute activations again in the backward pass.")
-    offload_activations: bool = Field(False, description="Keep the checkpointed activations in main memory.")
+    offload_activations: bool = Field(
+        False,
+        description="Keep what the backward pass needs in main memory; with gradient_checkpointing that is little.",
+    )
 
 
 class Lora(_Settings):
@@ -53,7 +57,9 @@ class Lora(_Settings):
     init: Literal["kaiming", "gaussian"] = Field(
         "kaiming", description="Of the first matrix; the second starts at zero."
     )
-    start: str | None = Field(None, description="LoRA file to go on from.")
+    start: str | None = Field(
+        None, description="LoRA file whose weights a new training begins with; its layers and rank have to be these."
+    )
 
 
 class Data(_Settings):
@@ -73,8 +79,11 @@ class Data(_Settings):
     )
     cache: str | None = Field(None, description="Folder for encoded clips; None = 'cache' in the run folder.")
     clips: Count = Field(4096, description="Clips to encode, for an endless source.")
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.02, description="Share of the videos that is looked at in validation and not trained on."
+    )
     batch_size: Count = Field(1, description="Clips per step and process.")
-    workers: Natural = Field(1, description="Processes that load data.")
+    prefetch: Natural = Field(1, description="Batches prepared ahead, in the background.")
 
 
 class Bank(_Settings):
@@ -86,7 +95,7 @@ class Bank(_Settings):
     policy: Literal["nearest", "random", "fifo"] = Field("nearest", description="Which error a full bucket gives up.")
     warmup_steps: Natural = Field(50, description="Steps whose errors are gathered from all processes.")
     memory_gb: Positive | None = Field(
-        None, description="Memory for the banks of a process; None = half of what is free."
+        None, description="Memory for the banks of a process; None = its share of half of what is free."
     )
     spill_gb: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Disk for them, in the run folder, where memory is short."
@@ -127,9 +136,23 @@ class Loop(_Settings):
     keep: Count = Field(3, description="Checkpoints kept.")
     log_every: Count = 10
     validate_every: Natural = Field(500, description="Steps between validations; 0 = none.")
-    validation_worlds: Count = Field(4, description="Held-out items in a validation.")
+    validation_items: Count = Field(4, description="Held-out items in a validation.")
     validation_clips: Annotated[int, Field(strict=True, ge=3)] = Field(3, description="Clips of the mini rollout.")
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="Where numbers go beside log.jsonl; each is a package of its own."
+    )
+
+
+class Parallel(_Settings):
+    """How several processes share the work."""
+
+    strategy: Literal["ddp", "fsdp2", "zero2"] = Field(
+        "ddp",
+        description="ddp: the whole base in every process; fsdp2: its blocks shared out; zero2: DeepSpeed, as published.",
+    )
+    timeout_minutes: Positive = Field(
+        120.0, description="How long a process waits for the others, in a validation say."
+    )
 
 
 class TrainingConfig(_Settings):
@@ -140,27 +163,52 @@ class TrainingConfig(_Settings):
     model: Model = Model()
     lora: Lora = Lora()
     data: Data = Data()
-    method: Literal["erft", "plain"] = Field(
-        "erft", description="Error-recycling fine-tuning, or the control: the same training without any error."
+    recycling: RecyclingConfig = Field(
+        RecyclingConfig(), description="Errors; clean_prob 1 is the control: the same training without any."
     )
-    recycling: RecyclingConfig = RecyclingConfig()
     bank: Bank = Bank()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     loop: Loop = Loop()
+    parallel: Parallel = Parallel()
 
     def to_yaml(self) -> str:
         """The complete configuration; :func:`load_config` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
-    def fingerprint(self) -> str:
-        """Hash of what decides what a checkpoint's tensors mean: a resumed training has to have the same.
+    def pinned(self) -> dict[str, Any]:
+        """What decides what the tensors of a checkpoint mean, by dotted name: a resumed training has to have the same.
 
-        Not of how long it runs, how often it is saved and looked at; those may change.
+        Not how long it runs, how often it is saved and looked at, where things lie, and what changes memory only.
         """
-        kept = self.model_dump(mode="json", exclude={"sources": True, "loop": True})
-        text = json.dumps({**kept, "seed": self.loop.seed}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        free: dict[str, Any] = {
+            "sources": True,
+            "loop": set(Loop.model_fields) - {"seed"},
+            "data": {"cache", "prefetch"},
+            "bank": {"memory_gb", "spill_gb"},
+            "model": {"gradient_checkpointing", "offload_activations"},
+            "parallel": {"timeout_minutes"},
+            "lora": {"start"},
+        }
+        return dict(_flat(self.model_dump(mode="json", exclude=free)))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two :meth:`TrainingConfig.pinned` differ in, one phrase each: ``lora.rank 4, now 8``."""
+    names = [*before, *(name for name in now if name not in before)]
+    return [
+        f"{name} {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
+        for name in names
+        if before.get(name, names) != now.get(name, names)
+    ]
 
 
 Recipes = Mapping[str, Callable[[], TrainingConfig]]

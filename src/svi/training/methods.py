@@ -14,8 +14,7 @@ from torch import Tensor
 
 from svi import flow, recycling
 from svi.condition import ClipCondition
-from svi.error_bank import ErrorBanks
-from svi.recycling import Errors, RecyclingConfig
+from svi.recycling import ErrorPlan, Errors, RecyclingConfig
 from svi.schedule import bell_weight, logit_normal_density, stratified_density, uniform_density
 from svi.training.config import Loss, TrainingConfig
 
@@ -41,72 +40,51 @@ class StepResult:
         loss: scalar, with gradient: mean of the weighted losses.
         per_sample: ``(B,)`` unweighted mean squared errors, detached.
         sigma: ``(B,)`` noise levels, on the CPU.
-        errors: for the banks; None without recycling.
+        errors: what the model got wrong, for the banks.
     """
 
     loss: Tensor
     per_sample: Tensor
     sigma: Tensor
-    errors: Errors | None
+    errors: Errors
 
 
 def error_recycling_step(
     velocity: Callable[[Tensor, Tensor, ClipCondition], Tensor],
     batch: Batch,
-    banks: ErrorBanks,
+    draw: Callable[[Tensor, torch.Generator], ErrorPlan],
     config: RecyclingConfig,
     loss: Loss,
     sigma: Tensor,
     generator: torch.Generator,
 ) -> StepResult:
-    """A step of error-recycling fine-tuning (paper sections 4.1 and 4.4).
+    """A step of error-recycling fine-tuning (paper sections 4.1 and 4.4). With ``clean_prob`` 1, a plain one.
 
     Args:
         velocity: the model, ``Backend.velocity``.
         batch: B clips with their conditions.
-        banks: where errors come from.
-        config: which errors, how often.
+        draw: ``(sigma, generator) -> plan``: which errors a batch gets (``Replay.draw``).
+        config: how errors are harvested.
         loss: weight of each noise level.
         sigma: ``(B,)`` noise levels, from :func:`density`.
         generator: all randomness of the step, on the CPU.
     """
     clean = batch.clean
-    plan = recycling.draw(config, banks, sigma, generator).to(clean)
-    noise = recycling.inject(_noise_like(clean, generator), plan.noise)
+    plan = draw(sigma, generator).to(clean)
+    noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32).to(clean)
+    noise = recycling.inject(noise, plan.noise)
     level = sigma.to(clean.device)
     noisy = flow.interpolate(recycling.inject(clean, plan.video), noise, level)
     predicted = velocity(noisy, level, batch.condition.with_error(plan.image))
     wanted = recycling.target(clean, noise)
-    errors = recycling.harvest(predicted.detach(), wanted, level, plan, how=config.harvest)
-    return _result(predicted, wanted, sigma, loss, errors)
-
-
-def plain_step(
-    velocity: Callable[[Tensor, Tensor, ClipCondition], Tensor],
-    batch: Batch,
-    banks: ErrorBanks,
-    config: RecyclingConfig,
-    loss: Loss,
-    sigma: Tensor,
-    generator: torch.Generator,
-) -> StepResult:
-    """The control: the same step without any error. Arguments as in :func:`error_recycling_step`; banks are not used."""
-    noise, level = _noise_like(batch.clean, generator), sigma.to(batch.clean.device)
-    predicted = velocity(flow.interpolate(batch.clean, noise, level), level, batch.condition)
-    return _result(predicted, recycling.target(batch.clean, noise), sigma, loss, None)
-
-
-METHODS = {"erft": error_recycling_step, "plain": plain_step}
-
-
-def _noise_like(clean: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(clean.shape, generator=generator, dtype=torch.float32).to(clean)
-
-
-def _result(predicted: Tensor, wanted: Tensor, sigma: Tensor, loss: Loss, errors: Errors | None) -> StepResult:
     per_sample = (predicted.float() - wanted.float()).square().flatten(1).mean(1)
     weight = bell_weight(sigma, shift=loss.shift) if loss.weight == "bell" else torch.ones_like(sigma)
-    return StepResult((per_sample * weight.to(per_sample)).mean(), per_sample.detach(), sigma, errors)
+    return StepResult(
+        loss=(per_sample * weight.to(per_sample)).mean(),
+        per_sample=per_sample.detach(),
+        sigma=sigma,
+        errors=recycling.harvest(predicted.detach(), wanted, level, plan, how=config.harvest),
+    )
 
 
 def density(config: TrainingConfig) -> Density:

@@ -1,4 +1,7 @@
-"""The log of a training: one JSON line per report, with the loss by noise level and the state of the banks."""
+"""The log of a training: one JSON line per report, with the loss by noise level and the state of the banks.
+
+The same numbers go to whatever trackers were asked for. Knows nothing about what is trained.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,18 @@ import sys
 import time
 from collections.abc import Mapping
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from svi.error_bank import ErrorBanks
+from svi.error_bank import BankStats
+from svi.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LEVELS = 10
 
@@ -25,11 +33,11 @@ class Record:
 
     Args:
         path: of the log; appended to, so that a resumed training goes on in it.
-        enabled: False in all processes but the first.
+        accelerator: whose trackers get the numbers too (:func:`start_trackers`); nothing is written but in its first process.
     """
 
-    def __init__(self, path: Path, *, enabled: bool = True) -> None:
-        self.path, self.enabled = path, enabled
+    def __init__(self, path: Path, accelerator: Accelerator) -> None:
+        self.path, self.accelerator = path, accelerator
         self._begun = time.monotonic()
         self._clear()
 
@@ -48,42 +56,79 @@ class Record:
         for name, value in numbers.items():
             self._latest.setdefault(name, []).append(value)
 
-    def flush(self, step: int, banks: ErrorBanks) -> dict[str, float]:
+    def flush(self, step: int, banks: Mapping[str, BankStats]) -> dict[str, float]:
         """Write what was gathered, and return what people want to see of it."""
         shown = {name: sum(values) / len(values) for name, values in self._latest.items()}
         by_sigma = [round(float(s / n), 6) if n else None for s, n in zip(self._sums, self._counts, strict=True)]
-        stats = banks.stats()
         row: dict[str, Any] = {
             "step": step,
             **{name: float(f"{value:.6g}") for name, value in shown.items()},
             "loss_by_sigma": by_sigma,
             "memory_mb": round(peak_memory_mb()),
             "elapsed_s": round(time.monotonic() - self._begun, 1),
+            **{f"{name}_bank": bank_row(stats) for name, stats in banks.items()},
         }
-        for name, bank in stats.items():
-            filled = [value for value in bank.rms if value is not None]
-            replaced = [value for value in bank.replacement if value is not None]
-            row[f"{name}_bank"] = {
-                "errors": sum(bank.fill),
-                "rms": round(sum(filled) / len(filled), 5) if filled else None,
-                "rms_by_bucket": [None if value is None else round(value, 4) for value in bank.rms],
-                "replacement": round(sum(replaced) / len(replaced), 5) if replaced else None,
-                "seen": bank.seen,
-            }
-            shown[f"{name}_errors"] = float(sum(bank.fill))
-            if filled:
-                shown[f"{name}_error_rms"] = sum(filled) / len(filled)
+        for name in banks:
+            found = row[f"{name}_bank"]
+            shown |= {f"{name}_errors": float(found["errors"])}
+            shown |= {} if found["rms"] is None else {f"{name}_error_rms": found["rms"]}
         self.write(row)
+        levels = {f"loss_at_sigma/{k / LEVELS:.1f}": loss for k, loss in enumerate(by_sigma) if loss is not None}
+        self.accelerator.log({**shown, **levels, "memory_mb": row["memory_mb"]}, step=step)
         self._clear()
         return shown
 
+    def looked(self, step: int, numbers: Mapping[str, float], sheet: str) -> None:
+        """Write what a validation found. ``sheet``: path of its picture, or empty."""
+        self.write({"step": step, "validation": dict(numbers), "sheet": sheet})
+        self.accelerator.log({f"validation/{name}": value for name, value in numbers.items()}, step=step)
+        for tracker in self.accelerator.trackers if sheet else ():
+            if hasattr(tracker, "log_images"):
+                import numpy as np
+                from PIL import Image
+
+                tracker.log_images({"validation": np.asarray(Image.open(sheet))[None]}, step=step)
+
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
-        if not self.enabled:
+        if not self.accelerator.is_main_process:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def bank_row(stats: BankStats) -> dict[str, Any]:
+    """A bank in one entry of the log; lists have one value per bucket, None where it is empty."""
+    return {
+        "errors": sum(stats.fill),
+        "seen": stats.seen,
+        "rms": _mean(stats.rms),
+        "age": _mean(stats.age),
+        "replacement": _mean(stats.replacement),
+        "fill_by_bucket": list(stats.fill),
+        "rms_by_bucket": [None if value is None else round(value, 4) for value in stats.rms],
+        "memory_mb": round(stats.allocated_bytes / 1e6, 1),
+    }
+
+
+def _mean(values: tuple[float | None, ...]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 5) if known else None
+
+
+def start_trackers(accelerator: Accelerator, wanted: tuple[str, ...], settings: Mapping[str, Any]) -> None:
+    """Begin to log to the trackers that the accelerator was made with.
+
+    Raises:
+        UserError: for a tracker whose package is missing; accelerate would pass over it without a word.
+    """
+    for name in wanted:
+        if find_spec(name) is None:
+            raise UserError(f"loop.trackers names {name}, which is not installed: pip install {name}, or leave it out")
+    if wanted:
+        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()}
+        accelerator.init_trackers("svi", config=plain)
 
 
 def environment() -> dict[str, str]:
@@ -94,6 +139,10 @@ def environment() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
+    if package == "svi":
+        from svi import __version__
+
+        return __version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

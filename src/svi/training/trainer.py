@@ -1,46 +1,45 @@
 """The training loop: batches in, a LoRA out, and everything on disk that a killed training needs to go on.
 
 A step is a function of (seed, rank, step) and of the state that checkpoints hold, so a resumed training equals one that
-was never stopped. Knows the method by name only; what a clip is conditioned on was decided when it was encoded.
+was never stopped. Knows nothing about how the LoRA is held (``learner``) or errors are kept (``replay``); what a clip is
+conditioned on was decided when it was encoded.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from svi import recycling
-from svi.backends.lora_base import weights_sha256
+from svi.backends.frozen import encoders_at_work
 from svi.backends.lora_read import LoraMetadata
-from svi.backends.lora_train import attach_lora
 from svi.backends.lora_write import save_lora
 from svi.backends.wan import WanBackend
-from svi.backends.weights import find_model
 from svi.data.dataset import Dataset
 from svi.data.sample import TrainingBatch
 from svi.data.sampler import Loader, Sampler
-from svi.error_bank import ErrorBanks
 from svi.errors import UserError
 from svi.generation.events import Listener
-from svi.schedule import SigmaBuckets
 from svi.training import state
-from svi.training.config import TrainingConfig
-from svi.training.distributed import agree, gather_errors, mean_over_ranks, step_generator
+from svi.training.config import TrainingConfig, differences
+from svi.training.distributed import agree, mean_over_ranks, step_generator
 from svi.training.events import Note, Saved, Stepped, Validated
-from svi.training.methods import METHODS, StepResult, density
-from svi.training.optim import Average, learning_rate, make_optimizer
+from svi.training.learner import Learner
+from svi.training.methods import StepResult, density, error_recycling_step
+from svi.training.optim import learning_rate
 from svi.training.record import Record, environment
+from svi.training.replay import Replay, Shape
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LORA_FILE = "lora.safetensors"
+NAMED = 3  # differences that a message names
 
 
 class Validation(Protocol):
@@ -68,6 +67,8 @@ class Trainer:
         dataset: encoded clips.
         accelerator: device and processes.
         listener: told every event; only in the first process.
+        base_sha256: of the base's weights, for the LoRA's metadata.
+        indices: clips to train on; None = all.
         validation: see :class:`Validation`.
 
     Raises:
@@ -83,38 +84,39 @@ class Trainer:
         *,
         accelerator: Accelerator,
         listener: Listener,
+        base_sha256: str | None = None,
+        indices: Sequence[int] | None = None,
         validation: Validation | None = None,
     ) -> None:
         self.config, self.folder, self.backend, self.accelerator = config, folder, backend, accelerator
-        self.validation = validation
-        self.base_sha256 = weights_sha256(find_model(config.model.name))
+        self.validation, self.base_sha256 = validation, base_sha256
         self.tell: Listener = listener if accelerator.is_main_process else (lambda event: None)
         self.empty_text = dataset.empty_text()
-        lora, seed = config.lora, config.loop.seed
-        attach_lora(
-            backend.transformer, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init, seed=seed
-        )
-        optimizer = make_optimizer((p for p in backend.transformer.parameters() if p.requires_grad), config.optimizer)
-        backend.runner, self.optimizer = accelerator.prepare(backend.transformer, optimizer)
-        self.parameters: dict[str, nn.Parameter] = {
-            name: p for name, p in backend.transformer.named_parameters() if p.requires_grad
-        }
-        ema = config.optimizer.ema_decay
-        self.average = Average(ema, self.parameters) if ema is not None else None
+        found = self._checkpoint()
+        self.learner = Learner(config, backend, accelerator)
         sampler = Sampler(
             dataset,
             batch_size=config.data.batch_size,
-            seed=seed,
+            seed=config.loop.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            indices=indices,
         )
-        self.loader = Loader(dataset, sampler, ahead=config.data.workers)
+        self.loader = Loader(dataset, sampler, ahead=config.data.prefetch)
         self.draw = density(config)
-        self.method = METHODS[config.method]
-        self.banks = self._make_banks(dataset.sample(0, 0).clean.shape)
-        self.record = Record(folder / "log.jsonl", enabled=accelerator.is_main_process)
+        own = None if found is None else state.load(found, state.rank_file(accelerator.process_index))
+        self.replay = Replay(
+            config,
+            shapes_of(dataset, backend),
+            folder,
+            accelerator,
+            saved=None if own is None else own["replay"],
+            tell=lambda line: self.tell(Note(line)),
+        )
+        self.record = Record(folder / "log.jsonl", accelerator)
         self.step = 0
-        self._resume()
+        if found is not None and own is not None:
+            self._resume(found, own)
 
     @property
     def checkpoints(self) -> Path:
@@ -131,109 +133,87 @@ class Trainer:
         stopped = False
         while self.step < loop.steps and not stopped:
             self._train_step()
-            done = self.step - first
-            left = (time.monotonic() - begun) / done * (loop.steps - self.step)
+            pace = (time.monotonic() - begun) / (self.step - first)
             last = self.step == loop.steps
             if self.step % loop.log_every == 0 or last:
-                self.tell(Stepped(self.step, loop.steps, left, self.record.flush(self.step, self.banks)))
+                self.record.set(step_s=pace)
+                numbers = self.record.flush(self.step, self.replay.stats())
+                self.tell(Stepped(self.step, loop.steps, pace * (loop.steps - self.step), numbers))
             stopped = not agree(not should_stop(), self.accelerator)
             if self.step % loop.save_every == 0 or last or stopped:
                 self.save()
             if loop.validate_every and (self.step % loop.validate_every == 0 or last):
                 self.validate()
         self.loader.close()
+        self.accelerator.end_training()
         return Finished(self.step, self.step == loop.steps, self.folder / LORA_FILE)
 
     def _train_step(self) -> None:
-        config, count = self.config.optimizer, self.config.optimizer.accumulation
+        config, learner = self.config.optimizer, self.learner
         rate = learning_rate(config, self.step, self.config.loop.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        learner.begin(rate)
         made = []
-        for micro, batch in zip(range(count), self.loader, strict=False):
+        for micro in range(config.accumulation):
+            batch = next(self.loader)
             generator = step_generator(self.config.loop.seed, self.accelerator.process_index, self.step, micro)
-            result = self._forward(batch, generator)
-            if not agree(bool(torch.isfinite(result.loss)), self.accelerator):
-                raise FloatingPointError(
-                    f"the loss is not finite at step {self.step}: lower optimizer.lr, or look at the data; "
-                    "the last checkpoint is intact"
-                )
-            self.accelerator.backward(result.loss / count)
-            made.append((result, generator))
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), config.clip_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.parameters, self.step)
-        for result, generator in made:
-            self._bank(result, generator)
+            with learner.batch():
+                result = self._forward(batch, generator)
+                if not agree(bool(torch.isfinite(result.loss)), self.accelerator):
+                    raise FloatingPointError(
+                        f"the loss is not finite at step {self.step}: lower optimizer.lr, or look at the data; "
+                        "the last checkpoint is intact"
+                    )
+                learner.backward(result.loss)
+            made.append((shape_of(batch.clean), result, generator))
+        norm = learner.finish(self.step)
+        for shape, result, generator in made:
+            self.replay.store(shape, result.errors, self.step, generator)
             self.record.add(result.sigma, result.per_sample.cpu())
-        loss = mean_over_ranks(torch.stack([result.loss.detach() for result, _ in made]).mean(), self.accelerator)
-        self.record.set(loss=float(loss), grad_norm=float(norm), lr=rate)
+        mean = torch.stack([result.loss.detach() for _, result, _ in made]).mean()
+        self.record.set(loss=float(mean_over_ranks(mean, self.accelerator)), grad_norm=norm, lr=rate)
         self.step += 1
 
     def _forward(self, batch: TrainingBatch, generator: torch.Generator) -> StepResult:
-        batch = batch.to(self.backend.device)
+        batch, config = batch.to(self.backend.device), self.config
         sigma = self.draw(batch.size, generator)
-        batch = without_text(batch, self.empty_text, self.config.loss.text_dropout, generator)
-        method = self.method
-        return method(
-            self.backend.velocity, batch, self.banks, self.config.recycling, self.config.loss, sigma, generator
-        )
-
-    def _bank(self, result: StepResult, generator: torch.Generator) -> None:
-        """Store the errors of a step; of all processes while the bank warms up."""
-        if result.errors is None:
-            return
-        errors, enters = result.errors, recycling.admitted(result.errors, self.config.recycling, generator)
-        if self.step < self.config.bank.warmup_steps:
-            errors, enters = gather_errors(errors, enters, self.accelerator)
-        recycling.store(self.banks, errors, enters, generator)
-
-    def _make_banks(self, shape: torch.Size) -> ErrorBanks:
-        bank = self.config.bank
-        buckets = SigmaBuckets(bank.buckets, bank.shift)
-        if self.config.method == "plain":
-            return ErrorBanks(buckets)
-        channels, frames, height, width = shape
-        plan = recycling.plan_banks(
-            self.config.recycling,
-            (channels, frames, height, width),
-            bank_memory=int(bank.memory_gb * 1e9) if bank.memory_gb else free_memory() // 2,
-            capacity=bank.capacity,
-            buckets=buckets,
-            spill_memory=int(bank.spill_gb * 1e9),
-        )
-        for line in plan.reasons:
-            self.tell(Note(f"error bank: {line}"))
-        rank = self.accelerator.process_index
-        spill = self.folder / "bank" / f"rank-{rank:03d}" if plan.spilled else None
-        return ErrorBanks.create(plan, self.config.recycling.banks, policy=bank.policy, folder=spill)
+        batch = without_text(batch, self.empty_text, config.loss.text_dropout, generator)
+        shape = shape_of(batch.clean)
+        with self.learner.forward():
+            return error_recycling_step(
+                self.backend.velocity,
+                batch,
+                lambda level, drawn: self.replay.draw(shape, level, drawn),
+                config.recycling,
+                config.loss,
+                sigma,
+                generator,
+            )
 
     # -- checkpoints
 
     def save(self) -> None:
         """Write a checkpoint and the LoRA as it is now."""
-        accelerator, writer = self.accelerator, state.Writer(self.checkpoints, self.step)
-        weights = {name: full(p) for name, p in self.parameters.items()}
+        accelerator, learner, writer = self.accelerator, self.learner, state.Writer(self.checkpoints, self.step)
+        weights, averages, optimizer = learner.weights(), learner.averages(), learner.optimizer_state()
         if accelerator.is_main_process:
             writer.clear()
         accelerator.wait_for_everyone()
-        own = {"banks": self.banks.state_dict(), "loader": self.loader.state_dict()}
-        writer.put(state.rank_file(accelerator.process_index), own)
+        own: dict[str, Any] = {"replay": self.replay.state_dict(), "loader": self.loader.state_dict()}
+        writer.put(
+            state.rank_file(accelerator.process_index), own | ({"optimizer": optimizer} if learner.zero2 else {})
+        )
         if accelerator.is_main_process:
-            shared = {"weights": weights, "optimizer": self.optimizer.state_dict()}
-            writer.put(state.SHARED, shared | ({} if self.average is None else {"average": self.average.values}))
+            shared: dict[str, Any] = {"weights": weights, "average": averages}
+            writer.put(state.SHARED, shared | ({} if learner.zero2 else {"optimizer": optimizer}))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            made = writer.finish(ranks=accelerator.num_processes, fingerprint=self.config.fingerprint())
+            made = writer.finish(ranks=accelerator.num_processes, settings=self.config.pinned())
             state.prune(self.checkpoints, self.config.loop.keep)
-            self._write_lora(weights)
+            self._write_lora(weights if averages is None else averages)
             self.tell(Saved(self.step, str(made.folder)))
         accelerator.wait_for_everyone()
 
     def _write_lora(self, weights: Mapping[str, Tensor]) -> None:
-        source = weights if self.average is None else self.average.values
         config = self.config
         metadata = LoraMetadata(
             preset=config.data.preset,
@@ -244,18 +224,22 @@ class Trainer:
             expert=config.model.expert,
             details={"steps": self.step, "config": config.model_dump(mode="json"), "environment": environment()},
         )
-        plain = {name.replace(".default.", "."): tensor for name, tensor in source.items()}
+        plain = {name.replace(".default.", "."): tensor for name, tensor in weights.items()}
         save_lora(self.folder / LORA_FILE, plain, metadata, replace=True)
 
-    def _resume(self) -> None:
+    def _checkpoint(self) -> state.Checkpoint | None:
+        """The checkpoint to go on from, None where there is none."""
         found, complaints = state.latest(self.checkpoints)
         for complaint in complaints:
             self.tell(Note(complaint))
         if found is None:
-            return
-        if found.fingerprint != self.config.fingerprint():
+            return None
+        changed = differences(found.settings, self.config.pinned())
+        if changed:
+            more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
             raise UserError(
-                f"{self.folder} was trained with other settings (see its config.yaml): give those, or another folder"
+                f"{self.folder} was trained with other settings: {'; '.join(changed[:NAMED])}{more}; "
+                "give those, or another folder"
             )
         ranks = self.accelerator.num_processes
         if found.ranks != ranks:
@@ -263,14 +247,12 @@ class Trainer:
                 f"{found.folder} was written by {found.ranks} processes, now there are {ranks}, and each has its own error "
                 f"banks: start {found.ranks}, or begin a new training with lora.start={self.folder / LORA_FILE}"
             )
+        return found
+
+    def _resume(self, found: state.Checkpoint, own: Mapping[str, Any]) -> None:
+        """Go on from ``found``, of which ``own`` belongs to this process; the banks have theirs already."""
         shared = state.load(found, state.SHARED)
-        own = state.load(found, state.rank_file(self.accelerator.process_index))
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(shared["weights"][name])
-        self.optimizer.load_state_dict(shared["optimizer"])
-        if self.average is not None:
-            self.average.values = {name: value.to(self.backend.device) for name, value in shared["average"].items()}
-        self.banks.load_state_dict(own["banks"])
+        self.learner.load(shared["weights"], {**shared, **own}["optimizer"], shared["average"])
         self.loader.load_state_dict(own["loader"])
         self.step = found.step
         self.tell(Note(f"going on after step {found.step} ({found.folder})"))
@@ -278,18 +260,26 @@ class Trainer:
     # -- looking
 
     def validate(self) -> None:
-        """Look at the averaged weights (or the present ones): in the first process only, the others wait."""
-        if self.validation is not None and self.accelerator.is_main_process:
-            if self.average is not None:
-                self.average.swap(self.parameters)
-            self.backend.transformer.eval()
-            numbers, sheet = self.validation(self.backend, self.step)
-            self.backend.transformer.train()
-            if self.average is not None:
-                self.average.swap(self.parameters)
-            self.record.write({"step": self.step, "validation": dict(numbers), "sheet": sheet})
+        """Look at the averaged weights (or the present ones) in the first process; in all where only all hold the model."""
+        together = self.config.parallel.strategy == "fsdp2"
+        if self.validation is not None and (self.accelerator.is_main_process or together):
+            with self.learner.at_rest(), encoders_at_work(self.backend):
+                numbers, sheet = self.validation(self.backend, self.step)
+            self.record.looked(self.step, numbers, sheet)
             self.tell(Validated(self.step, numbers, sheet))
         self.accelerator.wait_for_everyone()
+
+
+def shape_of(latents: Tensor) -> Shape:
+    """``(C, F, h, w)`` of a batch ``(B, C, F, h, w)``."""
+    _, channels, frames, height, width = latents.shape
+    return channels, frames, height, width
+
+
+def shapes_of(dataset: Dataset, backend: WanBackend) -> list[Shape]:
+    """Shapes of all latents of a data set, each once."""
+    buckets = sorted({dataset.bucket_of(index) for index in range(dataset.size or 1)})
+    return [backend.geometry.latent_shape(b.num_frames, b.height, b.width) for b in buckets]
 
 
 def without_text(batch: TrainingBatch, empty: Tensor, probability: float, generator: torch.Generator) -> TrainingBatch:
@@ -300,24 +290,3 @@ def without_text(batch: TrainingBatch, empty: Tensor, probability: float, genera
     text = batch.condition.text
     chosen = torch.where(drops[:, None, None].to(text.device), empty.to(text), text)
     return replace(batch, condition=replace(batch.condition, text=chosen))
-
-
-def full(parameter: nn.Parameter) -> Tensor:
-    """The whole of a parameter on the CPU, also where it is sharded; every process has to ask."""
-    tensor: Any = parameter.detach()
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.cpu().clone()
-
-
-def free_memory() -> int:
-    """Bytes of main memory that are free, by what the system says."""
-    for line in _meminfo():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 8 * 10**9  # no such file (macOS): a modest guess
-
-
-def _meminfo() -> Iterator[str]:
-    path = Path("/proc/meminfo")
-    if path.exists():
-        yield from path.read_text(encoding="ascii").splitlines()

@@ -1,7 +1,7 @@
-"""A look at a model in training: a mini rollout from held-out first frames, its drift, and a contact sheet.
+"""A look at a model in training: its loss at fixed noise levels, and a mini rollout with its drift and a contact sheet.
 
-No ground truth is needed: drift is how colour and sharpness of each clip move away from the first frame's. Goes through the
-same ``rollout`` as generation.
+Both on held-out clips. No ground truth is needed: drift is how colour and sharpness of each clip move away from the first
+frame's. Goes through the same ``rollout`` as generation.
 """
 
 from __future__ import annotations
@@ -14,15 +14,70 @@ import numpy as np
 import torch
 from PIL import Image
 
+from svi import flow
 from svi.backends.wan import WanBackend
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import get_policy
-from svi.data.ingest import WindowSource
+from svi.data.dataset import Dataset, batch_of
 from svi.generation.clip import ClipPlan
 from svi.generation.rollout import rollout
 
 STEPS = 10
 COLUMNS = 8
+LEVELS = 5
+
+
+@dataclass(frozen=True)
+class Look:
+    """What validation does: a loss, then a mini rollout.
+
+    Attributes:
+        dataset: where the held-out clips are.
+        indices: which they are.
+        preset: how clips hand over.
+        clips: of each rollout.
+        sigmas: least and largest noise level that the model is trained on.
+        folder: for contact sheets; None = none is written (in all processes but the first).
+    """
+
+    dataset: Dataset
+    indices: Sequence[int]
+    preset: str
+    clips: int
+    sigmas: tuple[float, float]
+    folder: Path | None
+
+    def __call__(self, backend: WanBackend, step: int) -> tuple[Mapping[str, float], str]:
+        """Numbers, and the path of the contact sheet."""
+        numbers = fixed_losses(backend, self.dataset, self.indices, self.sigmas)
+        starts = [start_of(backend, self.dataset, index) for index in self.indices]
+        path = None if self.folder is None else self.folder / f"step-{step:06d}.png"
+        drift = MiniRollout(starts, self.preset, self.clips)(backend, path)
+        return {**numbers, **drift}, str(path or "")
+
+
+@torch.no_grad()
+def fixed_losses(
+    backend: WanBackend, dataset: Dataset, indices: Sequence[int], sigmas: tuple[float, float]
+) -> dict[str, float]:
+    """Mean squared error of the velocity at noise levels that never change, without errors and without weight.
+
+    The noise of a clip at a level is the same in every validation, so that the numbers of two steps compare.
+    """
+    low, high = sigmas
+    levels = [low + (high - low) * (k + 0.5) / LEVELS for k in range(LEVELS)]
+    losses: dict[float, list[float]] = {level: [] for level in levels}
+    for number, index in enumerate(indices):
+        batch = batch_of(dataset, [(index, 0)]).to(backend.device)
+        generator = torch.Generator().manual_seed(number)
+        for level in levels:
+            noise = torch.randn(batch.clean.shape, generator=generator).to(batch.clean)
+            sigma = torch.full((1,), level, device=backend.device)
+            noisy = flow.interpolate(batch.clean, noise, sigma)
+            predicted = backend.velocity(noisy, sigma, batch.condition)
+            losses[level].append(float((predicted - flow.velocity(batch.clean, noise)).square().mean()))
+    means = {level: sum(found) / len(found) for level, found in losses.items()}
+    return {"loss": sum(means.values()) / LEVELS, **{f"loss_at_{level:.2f}": mean for level, mean in means.items()}}
 
 
 @dataclass(frozen=True)
@@ -33,11 +88,12 @@ class Start:
     caption: str
 
 
-def reference_windows(source: WindowSource) -> list[Start]:
-    """First frame and caption of every window of ``source``."""
-    assert source.size is not None
-    read = [source.read(index, 0) for index in range(source.size)]
-    return [Start(window.frames[0], window.caption) for window in read]
+@torch.no_grad()
+def start_of(backend: WanBackend, dataset: Dataset, index: int) -> Start:
+    """First frame and caption of a clip; the frame as the VAE shows it, so that its own loss does not count as drift."""
+    sample = dataset.sample(index, 0)
+    first = next(iter(backend.decode(sample.clean[None, :, :1].to(backend.device))))
+    return Start(first[0], sample.caption)
 
 
 @dataclass(frozen=True)
@@ -45,19 +101,17 @@ class MiniRollout:
     """Rolls out a few clips from each start.
 
     Attributes:
-        folder: for contact sheets.
         starts: where from.
         preset: how clips hand over.
         clips: of each rollout.
     """
 
-    folder: Path
     starts: Sequence[Start]
     preset: str
     clips: int
 
-    def __call__(self, backend: WanBackend, step: int) -> tuple[Mapping[str, float], str]:
-        """Numbers (means over the starts, of the last clip, and drift per clip) and the contact sheet's path."""
+    def __call__(self, backend: WanBackend, sheet: Path | None) -> dict[str, float]:
+        """Means over the starts: of the last clip, and drift per clip. The contact sheet goes to ``sheet``."""
         rows, colour, sharp = [], [], []
         for number, start in enumerate(self.starts):
             frames = list(self._frames(backend, start, seed=number))
@@ -65,16 +119,17 @@ class MiniRollout:
             first = start.frame.numpy()
             colour.append([colour_shift(clip, first) for clip in frames])
             sharp.append([sharpness_db(clip[-1]) - sharpness_db(first) for clip in frames])
-        path = self.folder / f"step-{step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.concatenate(rows)).save(path)
-        numbers = {
+        if sheet is not None:
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            width = max(row.shape[1] for row in rows)
+            padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
+            Image.fromarray(np.concatenate(padded)).save(sheet)
+        return {
             "colour_shift": _last(colour),
             "colour_shift_per_clip": _slope(colour),
             "sharpness_db": _last(sharp),
             "sharpness_db_per_clip": _slope(sharp),
         }
-        return numbers, str(path)
 
     def _frames(self, backend: WanBackend, start: Start, *, seed: int) -> list[np.ndarray]:
         policy, defaults = get_policy(self.preset), backend.info.defaults

@@ -41,6 +41,8 @@ def fast_convolutions(module: ModuleT) -> ModuleT:
 
 def _onednn(conv: nn.Conv3d, video: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What ``Conv3d._conv_forward`` computes, for zero padding (Wan's causal convolutions pad by themselves)."""
+    if video.device.type != "cpu":  # the module has been moved since
+        return nn.Conv3d._conv_forward(conv, video, weight, bias)
     shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
     result: Tensor = torch.ops.aten.mkldnn_convolution(video, weight, bias, *shape)
     return result

@@ -15,7 +15,7 @@ from svi.backends.wan import load_backend
 from svi.pocket import build
 from svi.pocket.components import build_tokenizer
 from svi.pocket.encode import drill_of
-from svi.pocket.measure import clips_of, figure
+from svi.pocket.measure import first_clips
 from svi.pocket.storyboard import Beat, Event
 from svi.pocket.train_dit import activity, draw_sigma
 from svi.pocket.train_text import NOTHING, SCENE, questions
@@ -29,8 +29,8 @@ def test_the_whole_build_leaves_a_model_that_generates(tmp_path: Path) -> None:
     assert build.main([str(tmp_path), *options, "--stage", "vae"]) == 0
     assert build.main([str(tmp_path), *options]) == 0
     backend = load_backend(str(tmp_path / "model"))
-    clip = next(clips_of(backend, World.sample(0), 1, steps=2))
-    assert clip.frames.shape == (17, 64, 96, 3)
+    (clip,) = first_clips(backend, [World.sample(0)], [0], steps=2)
+    assert clip.shape == (17, 64, 96, 3)
     rows = [json.loads(line) for line in (tmp_path / "dit.jsonl").read_text().splitlines()]
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
     more = tmp_path / "more"
@@ -132,9 +132,3 @@ def test_noise_levels_are_stratified_and_lean_to_noise() -> None:
     assert sigma.min() >= 0
     assert sigma.max() <= 1
     assert 0.6 < sigma.median() < 0.9
-
-
-def test_a_figure_brackets_its_mean() -> None:
-    value = figure([1.0, 2.0, 3.0, 4.0] * 10)
-    assert value.low < value.mean == 2.5 < value.high
-    assert value.n == 40

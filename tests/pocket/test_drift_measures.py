@@ -7,13 +7,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from svi.evaluation.statistics import curve, estimate, late, row_mean, slope, slopes
 from svi.pocket.drift import measures as m
 from svi.pocket.drift.experiment import Scene
 from svi.pocket.drift.gain import DIRECTIONS, compared, corrupted
 from svi.pocket.drift.gauge import MEASURES, Gauge
 from svi.pocket.drift.plots import Line, Panel, draw, ticks
 from svi.pocket.drift.rollouts import Window, world_of, worlds
-from svi.pocket.drift.statistics import curve, estimate, late, row_mean, slope, slopes
 from svi.pocket.drift.valid import ValidPatches
 from svi.pocket.world import World
 

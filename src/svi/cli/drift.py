@@ -21,6 +21,7 @@ An experiment has arms (a model with its LoRAs and preset, or a control such as 
 same held-out worlds with the same noise, so that they compare world by world.
 
   quick   the bundled base with and without an anchor, between truth and three fakes: minutes
+  base    the bundled base alone, standing and panning camera, 16 worlds x 50 clips: half an hour
   main    base, conditioning alone, control without recycling and ERFT, for four presets; standing camera 64 worlds x
           50 clips, panning 16 x 50, error gain: days of CPU time in all, so take --arms and --jobs
   long    base and ERFT over 500 clips
@@ -38,7 +39,7 @@ examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of ``svi drift`` its options."""
-    parser.add_argument("experiment", nargs="?", default="quick", metavar="quick|main|long|FILE", help="default: quick")
+    parser.add_argument("experiment", nargs="?", default="quick", metavar="quick|base|main|long|FILE", help="default: quick")
     parser.add_argument("--out", metavar="DIR", help="where cells and results go (default: runs/drift-NAME)")
     parser.add_argument("--worlds", type=values.whole(), metavar="N", help="held-out worlds per scene")
     parser.add_argument("--clips", type=values.whole(), metavar="N", help="clips of each video")

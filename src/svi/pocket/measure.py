@@ -7,9 +7,8 @@ figures hide. Generation goes through the same ``rollout`` that users run.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +22,16 @@ from svi.backends.wan import load_backend
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import get_policy
 from svi.conditioning.window import to_video
-from svi.generation.clip import Clip, ClipPlan
-from svi.generation.rollout import rollout
+from svi.evaluation.statistics import Estimate, estimate
+from svi.files import write_json
+from svi.generation.clip import ClipPlan
+from svi.generation.rollout import rollout_batch
 from svi.pocket.control import CONTROLS, controlled, judge_control
 from svi.pocket.train_vae import HELD_OUT
 from svi.pocket.world import World
 
 HELD_OUT_CONTROL = HELD_OUT + 500_000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}] (n = {self.n})"
-
-
-def figure(values: Sequence[float], *, seed: int = 0, draws: int = 2000) -> Figure:
-    """Mean of ``values`` with a percentile bootstrap over them."""
-    data = np.asarray(values, dtype=np.float64)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    means = data[rng.integers(len(data), size=(draws, len(data)))].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Figure(float(data.mean()), float(low), float(high), len(data))
+TOGETHER = 8
 
 
 def psnr(frames: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -61,37 +41,37 @@ def psnr(frames: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) 
     return float(10 * np.log10(255**2 / max(mse, 1e-9)))
 
 
-def clips_of(
+def first_clips(
     backend: Backend,
-    world: World,
-    clips: int,
+    worlds: Sequence[World],
+    seeds: Sequence[int],
     *,
-    preset: str = "wan",
-    seed: int = 0,
-    steps: int | None = None,
     guidance: float | None = None,
-) -> Iterator[Clip]:
-    """A rollout that follows the beats of ``world`` from its true first frame."""
+    steps: int | None = None,
+) -> Iterator[np.ndarray]:
+    """The clip ``(T, H, W, 3)`` uint8 that follows the true first frame and the first caption of each world, preset ``wan``."""
     defaults: Mapping[str, Any] = backend.info.defaults
     shape = backend.geometry
-    policy = get_policy(preset)
-    plans = (
-        ClipPlan(
-            index=k,
-            prompt=world.caption(k),
-            negative_prompt=str(defaults["negative_prompt"]),
-            seed=seed + policy.seed_stride * k,
-            num_frames=shape.num_frames,
-            height=shape.height,
-            width=shape.width,
-            steps=int(steps or defaults["steps"]),
-            guidance=float(defaults["guidance"] if guidance is None else guidance),
-            shift=float(defaults["shift"]),
-        )
-        for k in range(clips)
-    )
-    reference = torch.from_numpy(world.render(0.0))
-    return rollout(plans, ClipMemory.start(reference), backend=backend, policy=policy)
+    for begin in range(0, len(worlds), TOGETHER):
+        some = list(zip(worlds, seeds, strict=True))[begin : begin + TOGETHER]
+        plans = [
+            ClipPlan(
+                index=0,
+                prompt=world.caption(0),
+                negative_prompt=str(defaults["negative_prompt"]),
+                seed=seed,
+                num_frames=shape.num_frames,
+                height=shape.height,
+                width=shape.width,
+                steps=int(steps or defaults["steps"]),
+                guidance=float(defaults["guidance"] if guidance is None else guidance),
+                shift=float(defaults["shift"]),
+            )
+            for world, seed in some
+        ]
+        memory = ClipMemory.start(torch.from_numpy(np.stack([world.render(0.0) for world, _ in some])))
+        for clip in next(rollout_batch([plans], memory, backend=backend, policy=get_policy("wan"))):
+            yield clip.frames.numpy()
 
 
 def masks(world: World, start_frame: int, num_frames: int, fps: int = 16) -> np.ndarray:
@@ -99,7 +79,7 @@ def masks(world: World, start_frame: int, num_frames: int, fps: int = 16) -> np.
     return np.stack([world.background_mask((start_frame + i) / fps) for i in range(num_frames)])
 
 
-def vae_round_trip(backend: Backend, worlds: int) -> Figure:
+def vae_round_trip(backend: Backend, worlds: int) -> Estimate:
     """PSNR in dB of encode and decode, one clip of each held-out world."""
     values = []
     for index in range(worlds):
@@ -108,63 +88,31 @@ def vae_round_trip(backend: Backend, worlds: int) -> Figure:
         with torch.inference_mode():
             decoded = torch.cat(list(backend.decode(backend.encode_video(video)))).numpy()
         values.append(psnr(decoded, truth))
-    return figure(values)
+    return estimate(np.array(values))
 
 
-def single_clip(backend: Backend, worlds: int, *, guidance: float | None = None, steps: int | None = None) -> Figure:
+def single_clip(backend: Backend, worlds: int, *, guidance: float | None = None, steps: int | None = None) -> Estimate:
     """Background PSNR in dB of one clip from a clean first frame, standing camera, constant daylight or night."""
-    values = []
-    for index in range(worlds):
-        world = World.sample(HELD_OUT + index, family="things", camera="stands", lighting="day")
-        clip = next(clips_of(backend, world, 1, seed=index, guidance=guidance, steps=steps))
-        truth = world.clip(0.0, len(clip.frames))
-        values.append(psnr(clip.frames.numpy(), truth, masks(world, 0, len(truth))))
-    return figure(values)
+    shown = [World.sample(HELD_OUT + i, family="things", camera="stands", lighting="day") for i in range(worlds)]
+    clips = first_clips(backend, shown, range(worlds), guidance=guidance, steps=steps)
+    return estimate(np.array([psnr(clip, *_truth(world, len(clip))) for world, clip in zip(shown, clips, strict=True)]))
+
+
+def _truth(world: World, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    return world.clip(0.0, num_frames), masks(world, 0, num_frames)
 
 
 def prompt_control(
     backend: Backend, worlds: int, *, guidance: float | None = None, steps: int | None = None
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Share of held-out cases in which the prompt was followed, per kind of control."""
     shares = {}
     for control in CONTROLS:
-        hits = []
-        for index in range(worlds):
-            world = controlled(HELD_OUT_CONTROL + index, control)
-            clip = next(clips_of(backend, world, 1, seed=index, guidance=guidance, steps=steps))
-            hits.append(float(judge_control(world, clip.frames.numpy())))
-        shares[control] = figure(hits)
+        told = [controlled(HELD_OUT_CONTROL + index, control) for index in range(worlds)]
+        clips = first_clips(backend, told, range(worlds), guidance=guidance, steps=steps)
+        hits = [float(judge_control(world, clip)) for world, clip in zip(told, clips, strict=True)]
+        shares[control] = estimate(np.array(hits))
     return shares
-
-
-@dataclass(frozen=True)
-class Drift:
-    """A long rollout of one world: background PSNR in dB of each clip, and each clip's last frame ``(K, H, W, 3)`` uint8."""
-
-    caption: str
-    curve: list[float]
-    last_frames: np.ndarray
-
-
-def drift(backend: Backend, worlds: int, clips: int, *, preset: str = "wan") -> list[Drift]:
-    """Long rollouts against truth, standing camera by daylight.
-
-    The landscape does not change, so truth for it is known at any length, whatever the things did meanwhile; where
-    things truly are is masked out.
-    """
-    rollouts = []
-    for index in range(worlds):
-        world = World.sample(HELD_OUT + index, family="things", camera="stands", lighting="day")
-        background = world.clip(0.0, 1, objects=False)
-        frame, curve, last = 0, [], []
-        for clip in clips_of(backend, world, clips, preset=preset, seed=index):
-            new = clip.new_frames.numpy()
-            truth = np.broadcast_to(background, new.shape)
-            curve.append(psnr(new, truth, masks(world, frame, len(new))))
-            last.append(new[-1])
-            frame += len(new)
-        rollouts.append(Drift(world.caption(0), curve, np.stack(last)))
-    return rollouts
 
 
 def sheet(rows: Sequence[tuple[str, np.ndarray]], path: Path, *, columns: int = 6, scale: int = 2) -> None:
@@ -184,13 +132,34 @@ def sheet(rows: Sequence[tuple[str, np.ndarray]], path: Path, *, columns: int = 
 
 def single_clip_sheet(backend: Backend, path: Path, seeds: Sequence[int]) -> None:
     """Truth above generation, one clip for each held-out world of ``seeds``, all families and cameras."""
+    worlds = [World.sample(HELD_OUT + index) for index in seeds]
+    save_pairs(worlds, first_clips(backend, worlds, seeds), path)
+
+
+def control_sheet(backend: Backend, path: Path, per_control: int = 3) -> None:
+    """The same for cases of prompt control."""
+    seeds = [index for _ in CONTROLS for index in range(per_control)]
+    worlds = [controlled(HELD_OUT_CONTROL + i, control) for control in CONTROLS for i in range(per_control)]
+    save_pairs(worlds, first_clips(backend, worlds, seeds), path)
+
+
+def save_pairs(worlds: Sequence[World], clips: Iterable[np.ndarray], path: Path) -> None:
+    """A sheet of truth and generation in turns."""
     rows = []
-    for index in seeds:
-        world = World.sample(HELD_OUT + index)
-        clip = next(clips_of(backend, world, 1, seed=index))
-        rows.append((f"truth: {world.caption(0)}", world.clip(0.0, len(clip.frames))))
-        rows.append(("generated", clip.frames.numpy()))
+    for world, clip in zip(worlds, clips, strict=True):
+        rows.append((f"truth: {world.caption(0)}", world.clip(0.0, len(clip))))
+        rows.append(("generated", clip))
     sheet(rows, path)
+
+
+def seconds_per_clip(backend: Backend, clips: int = 3) -> float:
+    """Seconds that a clip of a lone video takes, the median of some."""
+    world, seconds = World.sample(HELD_OUT), []
+    for seed in range(clips + 1):
+        begun = time.perf_counter()
+        list(first_clips(backend, [world], [seed]))
+        seconds.append(time.perf_counter() - begun)
+    return float(np.median(seconds[1:]))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -200,9 +169,6 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--out", type=Path, default=Path("pocket-measures"), help="folder for figures and sheets")
     arguments.add_argument("--worlds", type=int, default=32, help="held-out worlds per figure (default 32)")
     arguments.add_argument("--control", type=int, default=50, help="held-out cases per kind of control (default 50)")
-    arguments.add_argument("--drift-worlds", type=int, default=16, help="worlds of the long rollout (default 16)")
-    arguments.add_argument("--clips", type=int, default=50, help="clips of the long rollout (default 50)")
-    arguments.add_argument("--preset", default="wan", help="preset of the long rollout (default wan, the baseline)")
     return arguments
 
 
@@ -213,24 +179,21 @@ def main(argv: list[str] | None = None) -> int:
     backend = load_backend(options.model)
     results: dict[str, object] = {"arguments": {k: str(v) for k, v in vars(options).items()}}
 
-    def report(name: str, value: Figure) -> None:
-        results[name] = asdict(value)
-        console.print(f"{name}: {value}", highlight=False)
+    def report(name: str, value: Estimate) -> None:
+        results[name] = value.to_dict()
+        console.print(f"{name}: {value.mean:.2f} [{value.low:.2f}, {value.high:.2f}] (n = {value.n})", highlight=False)
 
     report("vae_psnr_db", vae_round_trip(backend, options.worlds))
     report("single_clip_background_psnr_db", single_clip(backend, options.worlds))
     for control, share in prompt_control(backend, options.control).items():
         report(f"control_{control}", share)
+    results["seconds_per_clip"] = round(seconds_per_clip(backend), 2)
+    console.print(
+        f"seconds_per_clip: {results['seconds_per_clip']} ({torch.get_num_threads()} threads)", highlight=False
+    )
     single_clip_sheet(backend, options.out / "single-clips.png", range(6))
-    if options.drift_worlds:
-        rollouts = drift(backend, options.drift_worlds, options.clips, preset=options.preset)
-        results[f"drift_{options.preset}"] = [[round(value, 2) for value in each.curve] for each in rollouts]
-        for clip in sorted({0, 1, 4, 9, 19, options.clips - 1} & set(range(options.clips))):
-            report(f"drift_{options.preset}_clip_{clip + 1}_db", figure([each.curve[clip] for each in rollouts]))
-        rows = [(f"{options.preset}, clips 1 to {options.clips}: {r.caption}", r.last_frames) for r in rollouts[:6]]
-        sheet(rows, options.out / f"drift-{options.preset}.png", columns=8)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    control_sheet(backend, options.out / "control.png")
+    write_json(options.out / "results.json", results)
     return 0
 
 

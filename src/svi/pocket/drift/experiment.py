@@ -141,6 +141,19 @@ def quick() -> Experiment:
     )
 
 
+def base() -> Experiment:
+    """How the bundled model drifts without any help: what error-recycling fine-tuning has to beat."""
+    return Experiment(
+        name="base",
+        about="Plain image to video, chained by its last frame.",
+        scenes={"standing": STANDING, "panning": PANNING},
+        arms={"base": Arm(), "vae": Arm(source="vae"), "truth": Arm(source="truth")},
+        worlds=16,
+        clips=50,
+        videos=1,
+    )
+
+
 def members(preset: str, lora: str) -> dict[str, Arm]:
     """The three arms of a preset: its conditioning alone, the control without recycling, ERFT."""
     return {
@@ -189,7 +202,7 @@ def long() -> Experiment:
     )
 
 
-EXPERIMENTS: dict[str, Callable[[], Experiment]] = {"quick": quick, "main": main, "long": long}
+EXPERIMENTS: dict[str, Callable[[], Experiment]] = {"quick": quick, "base": base, "main": main, "long": long}
 
 
 def load_experiment(name: str) -> Experiment:

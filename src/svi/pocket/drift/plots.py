@@ -12,7 +12,7 @@ from html import escape
 
 import numpy as np
 
-from svi.pocket.drift.statistics import Curve
+from svi.evaluation.statistics import Curve
 
 # Okabe and Ito's colours, told apart by all readers; then the same, dashed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")

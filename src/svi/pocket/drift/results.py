@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from svi.evaluation.statistics import Curve, Estimate, curve, estimate, late, slopes
 from svi.files import write_atomic, write_json
 from svi.pocket.drift.cells import Cell, Record, read_record, usable
 from svi.pocket.drift.experiment import Experiment
@@ -19,7 +20,6 @@ from svi.pocket.drift.measures import PSNR_CAP
 from svi.pocket.drift.plots import Line, Panel, draw
 from svi.pocket.drift.rollouts import worlds
 from svi.pocket.drift.sheets import pictured_clips, read_strip, sheet
-from svi.pocket.drift.statistics import Curve, Estimate, curve, estimate, late, slopes
 
 DECIMALS = {"dB": 1, "grey levels": 1, "of full range": 3}  # everything else: 2
 Matrices = dict[str, np.ndarray]  # measure -> (worlds, clips), NaN where a cell or a value is missing

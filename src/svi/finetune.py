@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from svi.backends.frozen import park_encoders, quantise
+from svi.backends.base_memory import base_sizes
+from svi.backends.frozen import park_encoders
 from svi.backends.lora_base import part_of, weights_sha256
 from svi.backends.wan import WanBackend, load_backend
 from svi.backends.weights import find_model
@@ -40,10 +41,12 @@ from svi.pocket.recipes import POCKET_RECIPES
 from svi.pocket.train_vae import HELD_OUT
 from svi.training.config import TrainingConfig, load_config
 from svi.training.distributed import make_accelerator
+from svi.training.estimate import Need, needs
 from svi.training.events import Note
 from svi.training.methods import sigma_range
 from svi.training.recipes import RECIPES
 from svi.training.record import environment, start_trackers
+from svi.training.replay import memory_for_banks
 from svi.training.trainer import Finished, Trainer
 from svi.training.validate import Look
 
@@ -102,6 +105,8 @@ def fine_tune(
     accelerator = make_accelerator(config, folder, cpu=device == "cpu")
     main = accelerator.is_main_process
     start_trackers(accelerator, config.loop.trackers, config.pinned())
+    for need in memory_needs(config, ranks=accelerator.num_processes) if main else ():
+        listener(Note(f"memory: {need}"))
     backend = _backend(config, device or str(accelerator.device), allow_download, listener if main else silent)
     if main:
         _describe(config, folder)
@@ -109,8 +114,6 @@ def fine_tune(
     dataset = _dataset(config, backend, folder, main=main, on_encode=on_encode)
     accelerator.wait_for_everyone()
     indices, validation = _sides(config, dataset, backend, folder / "validation" if main else None)
-    if config.model.quantisation is not None:
-        quantise(backend.transformer, config.model.quantisation)
     park_encoders(backend)
     trainer = Trainer(
         config,
@@ -132,6 +135,7 @@ def _backend(config: TrainingConfig, device: str, allow_download: bool, listener
         device=device,
         dtype=config.model.dtype,
         allow_download=allow_download,
+        expert=config.model.expert,
         progress=lambda line: listener(Note(line)),
     )
     if not isinstance(backend, WanBackend):
@@ -189,8 +193,19 @@ def _sides(
             )
     if not loop.validate_every or not kept:
         return trained, None
-    look = Look(shown, kept[: loop.validation_items], data.preset, loop.validation_clips, sigma_range(config), sheets)
+    clips = 0 if config.model.expert else loop.validation_clips
+    look = Look(shown, kept[: loop.validation_items], data.preset, clips, sigma_range(config), sheets)
     return trained, look
+
+
+def memory_needs(config: TrainingConfig, *, ranks: int = 1) -> list[Need]:
+    """What a training will take in each of ``ranks`` processes, line by line; nothing is loaded.
+
+    Raises:
+        UserError: for a model that is neither here nor known.
+    """
+    sizes, window = base_sizes(config.model.name)
+    return needs(config, sizes, window, ranks=ranks, bank_memory=memory_for_banks(config))
 
 
 def find_config(name: str, overrides: list[str]) -> TrainingConfig:

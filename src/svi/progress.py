@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TextIO
 
 from svi.generation import events
 from svi.generation.events import Event
+from svi.words import human_time, shortened
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
 Mode = Literal["auto", "bars", "plain", "json", "quiet"]
-PROMPT_WIDTH = 60
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,6 @@ class Loading(Event):
     kind: ClassVar[str] = "loading"
     model: str
     message: str
-
-
-def human_time(seconds: float) -> str:
-    """``75`` -> ``1:15``, ``4.2`` -> ``4.2 s``, ``7300`` -> ``2:01:40``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def shortened(text: str, width: int = PROMPT_WIDTH) -> str:
-    """``text`` on one line, cut to ``width`` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def headline(event: Overview) -> list[str]:

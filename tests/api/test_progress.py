@@ -8,7 +8,8 @@ import json
 import pytest
 
 from svi.generation.events import ClipFinished, ClipStarted, Finished, Notice, RunStarted, Step, Stopped
-from svi.progress import Loading, Mode, Overview, Pace, headline, human_time, reporter, shortened
+from svi.progress import Loading, Mode, Overview, Pace, headline, reporter
+from svi.words import human_time, shortened
 
 
 def overview(target: int | None) -> Overview:

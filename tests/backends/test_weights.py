@@ -62,9 +62,9 @@ DAMAGE = {
         ),
         "describes Flux: only Wan",
     ),
-    "two experts": (
+    "an expert missing": (
         lambda f: rewrite(f / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]),
-        "two experts",
+        "transformer_2/config.json is missing",
     ),
     "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer.json"),
     "tokenizer cut": (lambda folder: cut(folder / "tokenizer/tokenizer.json"), "tokenizer"),
@@ -103,7 +103,7 @@ KIT_DAMAGE = {
     "VAE another": (lambda folder: torch.save({"a": torch.zeros(1)}, folder / "Wan2.1_VAE.pth"), "not a Wan VAE"),
     "VAE a list": (lambda folder: torch.save([1, 2], folder / "Wan2.1_VAE.pth"), "other than named tensors"),
     "no tokenizer": (lambda folder: shutil.rmtree(folder / "google"), "umt5-xxl"),
-    "sparse config": (lambda folder: (folder / "config.json").write_text("{}"), "dim is missing"),
+    "sparse config": (lambda folder: (folder / "config.json").write_text("{}"), "num_heads"),
 }
 
 

@@ -13,6 +13,8 @@ from svi.training.config import differences
 from svi.training.distributed import step_generator
 from svi.training.methods import density, sigma_range
 
+EXAMPLES = Path(__file__).parents[2] / "examples/training"
+
 
 @pytest.mark.parametrize("name", sorted(ALL_RECIPES))
 def test_every_recipe_is_complete_and_says_where_its_values_come_from(name: str, tmp_path: Path) -> None:
@@ -54,6 +56,8 @@ def test_a_file_and_the_command_line_change_a_recipe(tmp_path: Path) -> None:
         ("pocket-shot", ["loop=3"], "is a section"),
         ("pocket-shot", ["loop.steps"], "a.b=value"),
         ("nowhere.yaml", [], "there is no configuration"),
+        ("pocket-shot", ["parallel.strategy=fsdp2", "model.quantisation=fp8"], "exclude each other"),
+        ("pocket-shot", ["parallel.strategy=zero2", "optimizer.ema_decay=0.9"], "take parallel.strategy=ddp"),
     ],
 )
 def test_mistakes_are_named(name: str, changes: list[str], message: str) -> None:
@@ -88,3 +92,8 @@ def test_what_may_change_when_a_training_goes_on_and_what_may_not() -> None:
         ("recycling.clean_prob=1", "recycling.clean_prob 0.2, now 1.0"),
     ):
         assert differences(before, find_config("pocket-shot", [change]).pinned()) == [phrase]
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("shot-*.yaml")), ids=lambda file: file.name)
+def test_examples_are_configurations(file: Path) -> None:
+    assert find_config(str(file), []).recipe == "shot"

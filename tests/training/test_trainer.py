@@ -3,62 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
+from small_trainings import FAST, SMALL, config, final, same
 
 from svi.backends.wan import load_backend
 from svi.errors import UserError
-from svi.finetune import find_config, fine_tune
+from svi.finetune import fine_tune
 from svi.training import state
-from svi.training.config import TrainingConfig
-
-SMALL = (
-    "data.clips=6",
-    "data.batch_size=2",
-    "lora.rank=4",
-    "lora.alpha=4.0",
-    "loop.validate_every=0",
-    "loop.log_every=1",
-)
-FAST = ("bank.capacity=3", "bank.buckets=4", "optimizer.warmup_steps=0", "data.prefetch=0", "optimizer.ema_decay=0.5")
-
-
-def config(model: Path, *changes: str, recipe: str = "pocket-shot") -> TrainingConfig:
-    return find_config(recipe, [f"model.name={model}", *SMALL, *FAST, *changes])
-
-
-@pytest.fixture(scope="module")
-def cache(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache") / "cache"
-    fine_tune(config(model_folder, "loop.steps=1", f"data.cache={folder}"), folder.parent / "run", device="cpu")
-    return folder
-
-
-def final(folder: Path) -> dict[str, Any]:
-    found, complaints = state.latest(folder / "checkpoints")
-    assert found is not None
-    assert not complaints
-    return {name: state.load(found, name) for name in (state.SHARED, state.rank_file(0))}
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 @pytest.mark.parametrize("recipe", ["pocket-shot", "pocket-film", "pocket-pro"])
@@ -159,41 +118,3 @@ def test_a_loss_that_is_not_finite_stops_and_the_checkpoint_stays(
     with pytest.raises(FloatingPointError, match="not finite at step"):
         fine_tune(settings, tmp_path, device="cpu")
     assert state.latest(tmp_path / "checkpoints")[0] is not None
-
-
-def test_two_processes_gather_errors_and_agree(model_folder: Path, cache: Path, tmp_path: Path) -> None:
-    changes = (
-        *SMALL,
-        *FAST,
-        "loop.steps=4",
-        "bank.warmup_steps=2",
-        f"data.cache={cache}",
-        f"model.name={model_folder}",
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "svi.cli",
-        "train",
-    ]
-    words = [*command, "pocket-shot", *changes, "--device", "cpu", "--json", "--out", str(tmp_path)]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found, _ = state.latest(tmp_path / "checkpoints")
-    assert found is not None
-    assert found.ranks == 2
-    ranks = [state.load(found, state.rank_file(rank)) for rank in (0, 1)]
-    assert ranks[0]["loader"] == ranks[1]["loader"]
-    seen = [next(iter(rank["replay"]["banks"].values()))["video"]["meta"]["seen"] for rank in ranks]
-    assert all(count > 0 for count in seen)
-    with pytest.raises(UserError, match="written by 2 processes"):
-        fine_tune(
-            config(model_folder, "loop.steps=9", "bank.warmup_steps=2", f"data.cache={cache}"), tmp_path, device="cpu"
-        )

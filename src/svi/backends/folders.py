@@ -10,33 +10,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from svi.backends.models_parts import Part, PartName, Survey
+from svi.backends.models_parts import load as load_survey
 from svi.backends.placement import Placement
-from svi.backends.weights import Parts, Tensors, empty_weights, fill, read_json, reading, safetensors, safetensors_files
+from svi.backends.weights import Parts, Tensors, read_json, reading, safetensors_files
 from svi.errors import UserError
 
-TIED_EMBEDDING = "encoder.embed_tokens.weight"
+STEMS = {"text_encoder": "model", "image_encoder": "model"}  # of the weight files; the parts of diffusers have another
+STEM = "diffusion_pytorch_model"
 
 
-def load(folder: Path, placement: Placement, say: Callable[[str], None]) -> Parts:
+def load(folder: Path, placement: Placement, say: Callable[[str], None] = lambda line: None) -> Parts:
     """All parts of a folder with ``model_index.json``.
 
     Raises:
         UserError: for another kind of model, and for missing, damaged or foreign files.
     """
+    return load_survey(survey(folder), placement, say)
+
+
+def survey(folder: Path) -> Survey:
+    """What lies where in a folder with ``model_index.json``.
+
+    Raises:
+        UserError: for another kind of model, and for missing files.
+    """
     index = folder / "model_index.json"
     listed = read_json(index)
     _check_index(index, listed)
-    files = [index]
-    transformer = _transformer(folder / "transformer", placement, say, files)
-    vae = _vae(folder / "vae", placement, say, files)
-    text_encoder = _text_encoder(folder / "text_encoder", placement, say, files)
-    image_encoder = None
-    if transformer.config.image_dim is not None:
-        image_encoder = _image_encoder(folder / "image_encoder", placement, say, files)
-    tokenizer = load_tokenizer(folder / "tokenizer", files)
-    return Parts(transformer, vae, text_encoder, tokenizer, image_encoder, files)
+    second = (listed.get("transformer_2") or [None])[0] is not None
+    names: list[PartName] = ["transformer", *(["transformer_2"] if second else []), "vae", "text_encoder"]  # type: ignore[list-item]
+    parts = {name: part(name, folder / name) for name in names}
+    if read_json(folder / "transformer" / "config.json").get("image_dim") is not None:
+        parts["image_encoder"] = part("image_encoder", folder / "image_encoder")
+    boundary = listed.get("boundary_ratio")
+    if not isinstance(boundary, int | float | None):
+        raise UserError(f"{index}: boundary_ratio is {boundary!r}, not a number: fetch the file again")
+    return Survey(folder, parts, [index], boundary=boundary, tokenizer=folder / "tokenizer")
 
 
 def _check_index(index: Path, listed: dict[str, Any]) -> None:
@@ -44,95 +54,94 @@ def _check_index(index: Path, listed: dict[str, Any]) -> None:
     names = [entry[1] for entry in listed.values() if isinstance(entry, list) and len(entry) == 2]
     if "WanTransformer3DModel" not in names:
         raise UserError(f"{index} describes {kind or 'no model'}: only Wan image-to-video models are supported")
-    if (listed.get("transformer_2") or [None])[0] is not None:
-        raise UserError(
-            f"{index} describes a model of two experts (Wan 2.2), which is not supported yet: take Wan 2.1 I2V"
-        )
 
 
-def _config(folder: Path, files: list[Path]) -> dict[str, Any]:
-    files.append(folder / "config.json")
-    return read_json(folder / "config.json")
+def part(name: PartName, place: Path) -> Part:
+    """One part of a model in its folder.
+
+    Raises:
+        UserError: for a configuration of another class, and for missing files.
+    """
+    documents = [place / "config.json"]
+    config = read_json(documents[0])
+    stem = STEMS.get(name, STEM)
+    weights = safetensors_files(place, stem)
+    index = place / f"{stem}.safetensors.index.json"
+    documents += [index] if index.is_file() else []
+    make, names = _MAKERS.get(name, _diffusers_model)(config, documents[0])
+    return Part(name, place, tuple(weights), make, names, tuple(documents))
 
 
-def _transformer(folder: Path, placement: Placement, say: Callable[[str], None], files: list[Path]) -> Any:
-    from diffusers import WanTransformer3DModel
-
-    say("loading transformer")
-    return _diffusers_model(WanTransformer3DModel, folder, placement.dtype, placement.device, files)
+Maker = tuple[Callable[[], Any], Callable[[Tensors], Tensors]]
 
 
-def _vae(folder: Path, placement: Placement, say: Callable[[str], None], files: list[Path]) -> Any:
-    from diffusers import AutoencoderKLWan
+def _diffusers_model(config: dict[str, Any], document: Path) -> Maker:
+    import diffusers
 
-    say("loading VAE")
-    return _diffusers_model(AutoencoderKLWan, folder, torch.float32, placement.device, files)
-
-
-def _diffusers_model(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device, files: list[Path]) -> Any:
-    config = _config(folder, files)
+    kind = diffusers.AutoencoderKLWan if document.parent.name == "vae" else diffusers.WanTransformer3DModel
     if config.get("_class_name", kind.__name__) != kind.__name__:
-        raise UserError(f"{folder / 'config.json'} describes {config['_class_name']}, not {kind.__name__}")
-    with reading(folder / "config.json"), empty_weights():
-        module = kind.from_config(config)
-    weights = safetensors_files(folder, "diffusion_pytorch_model")
-    files.extend(weights)
-    keep = kind._keep_in_fp32_modules or ()
-    fill(module, safetensors(weights), source=folder, dtype=dtype, device=device, keep_fp32=keep)
-    return module
+        raise UserError(f"{document} describes {config['_class_name']}, not {kind.__name__}")
+    return lambda: kind.from_config(config), lambda stream: stream
 
 
-def _text_encoder(folder: Path, placement: Placement, say: Callable[[str], None], files: list[Path]) -> Any:
+def _text_encoder(config: dict[str, Any], document: Path) -> Maker:
     from transformers import UMT5Config
 
-    say("loading text encoder")
-    config = _config(folder, files)
-    weights = safetensors_files(folder, "model")
-    files.extend(weights)
-    with reading(folder / "config.json"):
+    with reading(document):
         parsed = UMT5Config.from_dict(config)
-    return make_text_encoder(parsed, safetensors(weights), folder, placement)
+    return lambda: make_text_encoder(parsed), text_names
 
 
-def make_text_encoder(config: Any, tensors: Tensors, source: Path, placement: Placement) -> Any:
-    """UMT5 from tensors by their transformers names; the embedding is stored once or twice, and held once."""
-    from transformers import UMT5EncoderModel
-
-    with empty_weights():
-        module = UMT5EncoderModel(config)
-    stored = ((name, tensor) for name, tensor in tensors if name != TIED_EMBEDDING)
-    device, dtype = placement.device, placement.dtype
-    fill(module, stored, source=source, dtype=dtype, device=device, optional=[TIED_EMBEDDING], tie=_tie_embedding)
-    return module
-
-
-def _tie_embedding(module: Any) -> None:
-    module.set_input_embeddings(module.shared)
-
-
-def _image_encoder(folder: Path, placement: Placement, say: Callable[[str], None], files: list[Path]) -> Any:
+def _image_encoder(config: dict[str, Any], document: Path) -> Maker:
     from transformers import CLIPVisionConfig
 
-    say("loading image encoder")
-    config = _config(folder, files)
-    weights = safetensors_files(folder, "model")
-    files.extend(weights)
-    # Folders written by transformers 4 have the prefix; the position ids are computed, not learnt.
-    named = ((name.removeprefix("vision_model."), tensor) for name, tensor in safetensors(weights))
-    learnt = ((name, tensor) for name, tensor in named if not name.endswith("position_ids"))
-    with reading(folder / "config.json"):
+    with reading(document):
         parsed = CLIPVisionConfig.from_dict(config)
-    return make_image_encoder(parsed, learnt, folder, placement)
+    return lambda: make_image_encoder(parsed), image_names
 
 
-def make_image_encoder(config: Any, tensors: Tensors, source: Path, placement: Placement) -> Any:
-    """The vision tower of CLIP from tensors by their transformers names, in fp32."""
+_MAKERS: dict[str, Callable[[dict[str, Any], Path], Maker]] = {
+    "text_encoder": _text_encoder,
+    "image_encoder": _image_encoder,
+}
+
+
+def text_names(stream: Tensors) -> Tensors:
+    """UMT5 by transformers names; the embedding is stored once or twice, and held once."""
+    seen: set[str] = set()
+    for name, tensor in stream:
+        target = SHARED_EMBEDDING if name in {SHARED_EMBEDDING, TIED_EMBEDDING} else name
+        if target == SHARED_EMBEDDING and target in seen:
+            continue
+        seen.add(target)
+        yield target, tensor
+
+
+SHARED_EMBEDDING = "shared.weight"
+TIED_EMBEDDING = "encoder.embed_tokens.weight"
+
+
+def image_names(stream: Tensors) -> Tensors:
+    """The tower of CLIP by transformers names."""
+    for name, tensor in stream:
+        # Folders written by transformers 4 have the prefix; the position ids are computed, not learnt; the projection to
+        # the text's space lies behind the layer that Wan reads.
+        if not name.endswith("position_ids") and not name.startswith("visual_projection."):
+            yield name.removeprefix("vision_model."), tensor
+
+
+def make_text_encoder(config: Any) -> Any:
+    """A UMT5 of this configuration."""
+    from transformers import UMT5EncoderModel
+
+    return UMT5EncoderModel(config)
+
+
+def make_image_encoder(config: Any) -> Any:
+    """The vision tower of a CLIP of this configuration."""
     from transformers import CLIPVisionModel
 
-    with empty_weights():
-        module = CLIPVisionModel(config)
-    fill(module, tensors, source=source, dtype=torch.float32, device=placement.device)
-    return module
+    return CLIPVisionModel(config)
 
 
 def load_tokenizer(folder: Path, files: list[Path]) -> Any:

@@ -1,34 +1,29 @@
-"""Model folders in the official Wan layout: name maps and the reader.
+"""Model folders in the official Wan layout: name maps, and what lies where.
 
-The DiT lies in safetensors shards, VAE, CLIP and UMT5 in ``.pth`` files, all under the names of the published code.
-Sizes are read off the tensors' shapes where they show there, so that the sparse official ``config.json`` suffices;
-``config-encoders.json`` (``clip``, ``t5``) overrides the sizes of the encoders for models that are not the published ones.
+The DiT lies in safetensors shards (the two of Wan 2.2 A14B in ``high_noise_model`` and ``low_noise_model``), VAE, CLIP and UMT5
+in ``.pth`` files, all under the names of the published code. Sizes are read off the tensors' shapes where they show there, so
+that the sparse official ``config.json`` suffices; ``config-encoders.json`` (``clip``, ``t5``) overrides the sizes of the encoders
+for models that are not the published ones.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from svi.backends.folders import load_tokenizer, make_image_encoder, make_text_encoder
+from svi.backends.folders import make_image_encoder, make_text_encoder
+from svi.backends.layouts import CLIP_VIT_H, UMT5_XXL, extension_of, plain, transformer_config, vae_config
+from svi.backends.layouts_files import headers, shapes_of
+from svi.backends.models_parts import Part, PartName, Survey
+from svi.backends.models_parts import load as load_survey
 from svi.backends.placement import Placement
+from svi.backends.weights import EXPERT_FOLDERS, Parts, Tensors, read_json, safetensors_files
 from svi.backends.weights import OFFICIAL_STEM as STEM
-from svi.backends.weights import (
-    Parts,
-    Tensors,
-    checkpoint,
-    empty_weights,
-    fill,
-    read_json,
-    reading,
-    safetensors,
-    safetensors_files,
-)
 from svi.errors import UserError
 
 TOKENIZER = "google/umt5-xxl"
@@ -119,9 +114,9 @@ def dit_name(name: str) -> str | None:
     return mapped and f"blocks.{match[1]}.{mapped}"
 
 
-def clip_tensors(state: Mapping[str, Tensor]) -> Tensors:
+def clip_tensors(stream: Tensors) -> Tensors:
     """The vision tower out of an official CLIP checkpoint, by transformers names; everything else is passed over."""
-    for name, tensor in state.items():
+    for name, tensor in stream:
         short = name.removeprefix("visual.")
         if short in {name, "head"}:
             continue
@@ -137,10 +132,10 @@ def clip_tensors(state: Mapping[str, Tensor]) -> Tensors:
         yield f"{place}{target or rest}", value[0] if rest == "pos_embedding" else value
 
 
-def t5_tensors(state: Mapping[str, Tensor]) -> Tensors:
+def t5_tensors(stream: Tensors) -> Tensors:
     """An official UMT5 encoder checkpoint by transformers names."""
     top = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
-    for name, tensor in state.items():
+    for name, tensor in stream:
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
         mapped = _split(match[2], T5) if match else top.get(name)
         yield (f"encoder.block.{match[1]}.{mapped}" if match and mapped else mapped or name), tensor
@@ -158,12 +153,24 @@ def vae_name(name: str, res_blocks: int = 2) -> str | None:
     inner = _split(rest, VAE_RESIDUAL) or rest.replace("shortcut.", "conv_shortcut.")
     if group == "middle":
         return f"{side}.mid_block.{VAE_MIDDLE[index]}.{inner}" if index in VAE_MIDDLE else None
+    nested = re.fullmatch(r"(?:down|up)samples\.(\d+)\.(.+)", rest)
+    if nested is not None:
+        return _nested_vae_name(side, index, nested[1], nested[2])
     if group == "downsamples":
         return f"{side}.down_blocks.{index}.{inner}"
     # A block of the decoder is one residual block more than the encoder's, then the upsampler.
     block, place = divmod(int(index), res_blocks + 2)
     layer = f"resnets.{place}" if place <= res_blocks else "upsamplers.0"
     return f"{side}.up_blocks.{block}.{layer}.{inner}"
+
+
+def _nested_vae_name(side: str, block: str, place: str, rest: str) -> str | None:
+    """The VAE of Wan 2.2 keeps the layers of a block in a list of its own: residual blocks, then the change of size."""
+    part, resize = ("down_blocks", "downsampler") if side == "encoder" else ("up_blocks", "upsampler")
+    if rest.startswith(("resample.", "time_conv.")):
+        return f"{side}.{part}.{block}.{resize}.{rest}"
+    inner = _split(rest, VAE_RESIDUAL) or rest.replace("shortcut.", "conv_shortcut.")
+    return f"{side}.{part}.{block}.resnets.{place}.{inner}"
 
 
 # -- reader ------------------------------------------------------------------------------------------------------------
@@ -177,146 +184,120 @@ def load(
     Raises:
         UserError: for missing, damaged or foreign files, each named with the remedy.
     """
-    files = [folder / "config.json"]
-    config = read_json(files[0])
-    encoders = {}
+    return load_survey(survey(folder, need_tokenizer=need_tokenizer), placement, say)
+
+
+def survey(folder: Path, *, need_tokenizer: bool = True) -> Survey:
+    """What lies where in an official folder.
+
+    Raises:
+        UserError: for missing, damaged or foreign files.
+    """
+    pair = any((folder / name).is_dir() for name in EXPERT_FOLDERS)
+    places = [folder / name for name in EXPERT_FOLDERS] if pair else [folder]
+    names: tuple[PartName, ...] = ("transformer", "transformer_2")
+    files: list[Path] = []
+    config = read_json(places[0] / "config.json")
+    if pair and (folder / "config.json").is_file():
+        files.append(folder / "config.json")
+        config = {**config, **read_json(files[-1])}
+    encoders: dict[str, Any] = {}
     if (folder / "config-encoders.json").is_file():
         files.append(folder / "config-encoders.json")
         encoders = read_json(files[-1])
-    tokenizer = load_tokenizer(folder / TOKENIZER, files) if need_tokenizer or (folder / TOKENIZER).is_dir() else None
-    say("loading transformer")
-    transformer = _transformer(folder, config, placement, files)
-    say("loading VAE")
-    vae = _vae(_one(folder, "*VAE.pth", files), config.get("vae", {}), placement)
-    say("loading text encoder")
-    text_encoder = _text_encoder(_one(folder, "models_t5_*.pth", files), encoders.get("t5", {}), placement)
-    image_encoder = None
-    if transformer.config.image_dim is not None:
-        say("loading image encoder")
-        image_encoder = _image_encoder(_one(folder, "models_clip_*.pth", files), encoders.get("clip", {}), placement)
-    window: dict[str, Any] = {key: config[key] for key in ("height", "width", "num_frames") if key in config}
-    return Parts(transformer, vae, text_encoder, tokenizer, image_encoder, files, window)
+    parts: dict[PartName, Part] = {
+        name: transformer_part(name, place, read_json(place / "config.json"))
+        for name, place in zip(names, places, strict=False)
+    }
+    parts["vae"] = vae_part(one(folder, "*VAE.pth"), config.get("vae", {}))
+    parts["text_encoder"] = text_part(one(folder, "models_t5_*.pth"), encoders.get("t5", {}))
+    if "img_emb.proj.0.weight" in shapes_of(headers(parts["transformer"].files)):
+        parts["image_encoder"] = image_part(one(folder, "models_clip_*.pth"), encoders.get("clip", {}))
+    tokenizer = folder / TOKENIZER
+    found = Survey(folder, parts, files, {key: config[key] for key in WINDOW if key in config})
+    found.tokenizer = tokenizer if need_tokenizer or tokenizer.is_dir() else None
+    return found
 
 
-def _one(folder: Path, pattern: str, files: list[Path]) -> Path:
+WINDOW = ("height", "width", "num_frames")
+
+
+def one(folder: Path, pattern: str) -> Path:
+    """The only file of that pattern in ``folder``.
+
+    Raises:
+        UserError: where there is none, or several.
+    """
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         state = "is missing" if not found else f"matches {len(found)} files, one is expected"
         raise UserError(f"{folder / pattern} {state}: fetch the model folder again")
-    files.append(found[0])
     return found[0]
 
 
-def _named(tensors: Tensors, rename: Callable[[str], str | None], source: Path) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors:
-        target = rename(name.removeprefix("model.diffusion_model."))
+def named(stream: Tensors, rename: Callable[[str], str | None], source: Path) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by the names that ``rename`` gives; one that it has no name for is an error."""
+    for name, tensor in stream:
+        target = rename(plain(name))
         if target is None:
-            raise UserError(
-                f"{source} holds {name}, which a Wan model does not have: another model, or an extension of it"
-            )
+            extension = extension_of([name])
+            what = f"the {extension} extension of it" if extension else "another model, or an extension of it"
+            raise UserError(f"{source} holds {name}, which a Wan model does not have: {what}")
         yield target, tensor
 
 
-def _transformer(folder: Path, config: Mapping[str, Any], placement: Placement, files: list[Path]) -> Any:
+def transformer_part(name: PartName, place: Path, config: Mapping[str, Any]) -> Part:
+    """The transformer whose shards lie in ``place`` beside its ``config.json``."""
+    weights = safetensors_files(place, STEM)
+    index = place / f"{STEM}.safetensors.index.json"
+    documents = (place / "config.json", *([index] if index.is_file() else []))
+    return official_transformer(name, place, weights, config, documents)
+
+
+def official_transformer(
+    name: PartName, place: Path, files: Iterable[Path], config: Mapping[str, Any], documents: tuple[Path, ...] = ()
+) -> Part:
+    """A transformer under official names in ``files``; ``config`` as Wan's own, or with all of diffusers' under ``transformer``."""
     from diffusers import WanTransformer3DModel
 
-    weights = safetensors_files(folder, STEM)
-    files.extend(weights)
-    index = folder / f"{STEM}.safetensors.index.json"
-    if index.is_file():
-        files.append(index)
-    settings = config.get("transformer") or _transformer_config(config, _shapes(weights))
-    with reading(folder / "config.json"), empty_weights():
-        module = WanTransformer3DModel(**settings)
-    fill(
-        module,
-        _named(safetensors(weights), dit_name, folder),
-        source=folder,
-        dtype=placement.dtype,
-        device=placement.device,
-        keep_fp32=WanTransformer3DModel._keep_in_fp32_modules,
-    )
-    return module
+    weights = tuple(files)
+
+    def make() -> Any:
+        found = {plain(key): shape for key, shape in shapes_of(headers(weights)).items()}
+        return WanTransformer3DModel(**(config.get("transformer") or transformer_config(found, config)))
+
+    return Part(name, place, weights, make, partial(_dit_names, source=place), documents)
 
 
-def _shapes(weights: list[Path]) -> dict[str, tuple[int, ...]]:
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in weights:
-        with reading(path), safe_open(str(path), framework="pt", device="cpu") as handle:
-            shapes.update((name, tuple(handle.get_slice(name).get_shape())) for name in handle.keys())  # noqa: SIM118
-    return shapes
+def _dit_names(stream: Tensors, *, source: Path) -> Tensors:
+    return named(stream, dit_name, source)
 
 
-def _transformer_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Diffusers configuration from the official one (``dim``, ``num_heads`` ...) and the shapes of the tensors."""
-    missing = [key for key in ("dim", "num_heads", "num_layers", "ffn_dim", "in_dim", "out_dim") if key not in config]
-    missing += [name for name in ("patch_embedding.weight", "text_embedding.0.weight") if name not in shapes]
-    if missing:
-        raise UserError(f"config.json and weights are not those of a Wan model: {missing[0]} is missing")
-    image = shapes.get("img_emb.proj.0.weight")
-    return dict(
-        patch_size=tuple(shapes["patch_embedding.weight"][2:]),
-        num_attention_heads=config["num_heads"],
-        attention_head_dim=config["dim"] // config["num_heads"],
-        in_channels=config["in_dim"],
-        out_channels=config["out_dim"],
-        text_dim=shapes["text_embedding.0.weight"][1],
-        freq_dim=config.get("freq_dim", 256),
-        ffn_dim=config["ffn_dim"],
-        num_layers=config["num_layers"],
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        eps=config.get("eps", 1e-6),
-        image_dim=image[0] if image else None,
-        added_kv_proj_dim=config["dim"] if image else None,
-    )
-
-
-def _vae(path: Path, config: Mapping[str, Any], placement: Placement) -> Any:
+def vae_part(path: Path, config: Mapping[str, Any]) -> Part:
+    """The VAE in one file under official names; ``config`` overrides what its shapes say."""
     from diffusers import AutoencoderKLWan
 
-    state = checkpoint(path)
-    if "encoder.conv1.weight" not in state or "conv2.weight" not in state:
-        raise UserError(f"{path} is not a Wan VAE: fetch the file again")
-    found = dict(base_dim=state["encoder.conv1.weight"].shape[0], z_dim=state["conv2.weight"].shape[0])
-    with empty_weights():
-        module = AutoencoderKLWan(**{**found, **config})
-    names = _named(state.items(), vae_name, path)
-    fill(module, names, source=path, dtype=torch.float32, device=placement.device)
-    return module
+    def make() -> Any:
+        try:
+            found = vae_config(shapes_of(headers([path])))
+        except UserError as error:
+            raise UserError(f"{path} is {error}: fetch the file again") from None
+        return AutoencoderKLWan(**{**found, **config})
+
+    return Part("vae", path, (path,), make, lambda stream: named(stream, vae_name, path))
 
 
-def _image_encoder(path: Path, config: Mapping[str, Any], placement: Placement) -> Any:
+def image_part(path: Path, config: Mapping[str, Any]) -> Part:
+    """The CLIP tower in one file under official names; it has the published sizes but where ``config`` says otherwise."""
     from transformers import CLIPVisionConfig
 
-    state = checkpoint(path)
-    published = dict(
-        hidden_size=1280,
-        intermediate_size=5120,
-        num_hidden_layers=32,
-        num_attention_heads=16,
-        image_size=224,
-        patch_size=14,
-        hidden_act="gelu",
-    )
-    return make_image_encoder(CLIPVisionConfig(**{**published, **config}), clip_tensors(state), path, placement)
+    settings = {**CLIP_VIT_H, **config}
+    return Part("image_encoder", path, (path,), lambda: make_image_encoder(CLIPVisionConfig(**settings)), clip_tensors)
 
 
-def _text_encoder(path: Path, config: Mapping[str, Any], placement: Placement) -> Any:
+def text_part(path: Path, config: Mapping[str, Any]) -> Part:
+    """The UMT5 in one file under official names; it has the published sizes but where ``config`` says otherwise."""
     from transformers import UMT5Config
 
-    published = dict(
-        vocab_size=256384,
-        d_model=4096,
-        d_kv=64,
-        d_ff=10240,
-        num_layers=24,
-        num_heads=64,
-        feed_forward_proj="gated-gelu",
-        dense_act_fn="gelu_new",
-        is_gated_act=True,
-    )
-    settings = UMT5Config(**{**published, **config})
-    return make_text_encoder(settings, t5_tensors(checkpoint(path)), path, placement)
+    settings = {**UMT5_XXL, **config}
+    return Part("text_encoder", path, (path,), lambda: make_text_encoder(UMT5Config(**settings)), t5_tensors)

@@ -8,7 +8,6 @@ layouts, they differ in names only. Nothing here goes to the network unless ``al
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import pickle
 import re
@@ -16,13 +15,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from svi.backends import models_hashes
+from svi.backends.catalogue import MODELS
 from svi.backends.placement import Placement
 from svi.errors import UserError, nearest
 
@@ -30,19 +30,26 @@ SETTINGS_FILE = "svi.json"
 OFFICIAL_STEM = "diffusion_pytorch_model"
 POCKET = "pocket"
 # Short names of models on the hub, in the diffusers layout.
-REGISTERED: dict[str, str] = {
-    "wan2.1-i2v-480p": "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
-    "wan2.1-i2v-720p": "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
-}
+REGISTERED: dict[str, str] = {model.name: model.hub_id for model in MODELS}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.pth"]  # .pth: VAE and encoders of the official layout
+# The experts of Wan 2.2: folders of the official layout, high noise first.
+EXPERT_FOLDERS = ("high_noise_model", "low_noise_model")
+# Where single weight files lie: in the folder itself, or one below, as ComfyUI sorts them.
+LOOSE = ("*.safetensors", "*.gguf", "*/*.safetensors", "*/*.gguf")
 
 Tensors = Iterable[tuple[str, Tensor]]
 
 
 @dataclass
 class Parts:
-    """The loaded parts of a model, the files they came from and the settings the folder recommends."""
+    """The loaded parts of a model, the files they came from and the settings the folder recommends.
+
+    Attributes:
+        transformer: of a model of two experts (Wan 2.2 A14B) the one for high noise.
+        experts: how to read the two transformers, ``high`` and ``low``; empty for a model of one.
+        boundary: noise level at which the model's authors change experts.
+    """
 
     transformer: Any
     vae: Any
@@ -51,6 +58,8 @@ class Parts:
     image_encoder: Any | None
     files: list[Path] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    boundary: float | None = None
 
 
 # -- which folder ------------------------------------------------------------------------------------------------------
@@ -98,8 +107,8 @@ def _from_hub(model: str, hub_id: str, allow_download: bool) -> Path:
         ) from None
 
 
-def layout(folder: Path) -> Literal["diffusers", "official"]:
-    """Which layout a model folder has.
+def layout(folder: Path) -> Literal["diffusers", "official", "loose"]:
+    """Which layout a model folder has: diffusers', Wan's own, or single files as ComfyUI keeps them.
 
     Raises:
         UserError: for a folder that is no model.
@@ -108,22 +117,32 @@ def layout(folder: Path) -> Literal["diffusers", "official"]:
         return "diffusers"
     if (folder / "config.json").is_file() and any(folder.glob(f"{OFFICIAL_STEM}*.safetensors*")):
         return "official"
+    if any((folder / name).is_dir() for name in EXPERT_FOLDERS):
+        return "official"
+    if any(found for pattern in LOOSE for found in folder.glob(pattern)):
+        return "loose"
     raise UserError(
         f"{folder} is no model folder: it has neither model_index.json (diffusers layout) nor config.json with "
-        f"{OFFICIAL_STEM}*.safetensors (official Wan layout)"
+        f"{OFFICIAL_STEM}*.safetensors (official Wan layout), nor single weight files"
     )
 
 
-def load_parts(folder: Path, placement: Placement, say: Callable[[str], None] = lambda line: None) -> Parts:
-    """Load all parts of a model folder in either layout.
+def load_parts(
+    folder: Path,
+    placement: Placement,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    expert: Literal["high", "low"] | None = None,
+) -> Parts:
+    """Load all parts of a model folder in any layout; ``expert``: one of the two of Wan 2.2 A14B alone.
 
     Raises:
         UserError: for a folder that is no model, and for missing, damaged or foreign files in it.
     """
-    from svi.backends import folders, official
+    from svi.backends.models_parts import load, survey
 
-    reader = folders if layout(folder) == "diffusers" else official
-    parts = reader.load(folder, placement, say)
+    found = survey(folder)
+    parts = load(found if expert is None else found.only(expert), placement, say)
     settings = folder / SETTINGS_FILE
     if settings.is_file():
         parts.files.append(settings)
@@ -195,10 +214,15 @@ def safetensors(paths: Sequence[Path]) -> Tensors:
                 yield name, tensor
 
 
-def checkpoint(path: Path) -> dict[str, Tensor]:
-    """A ``.pth`` file of plain tensors. Never unpickles anything else."""
+def checkpoint(path: Path, *, headers: bool = False) -> dict[str, Tensor]:
+    """A ``.pth`` file of plain tensors. Never unpickles anything else.
+
+    Args:
+        headers: names and shapes only: tensors on the meta device.
+    """
     with reading(path):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        where = "meta" if headers else "cpu"
+        content = torch.load(path, map_location=where, weights_only=True, mmap=zipfile.is_zipfile(path))
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -237,6 +261,38 @@ def empty_weights() -> Iterator[None]:
         yield
 
 
+def checked(module: Any, tensors: Tensors, *, source: Path, optional: Iterable[str] = ()) -> Tensors:
+    """``tensors``, each known to belong to ``module`` in its shape; at the end, none is missing.
+
+    Args:
+        source: what to name in errors.
+        optional: names that may be absent.
+
+    Raises:
+        UserError: for a tensor that the module does not have or has in another shape, one that comes twice, and one that
+            is missing.
+    """
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    seen: set[str] = set()
+    for name, tensor in tensors:
+        if name in seen:
+            raise UserError(f"{source} holds {name} twice: two files of the same kind lie there, keep one")
+        if name not in wanted:
+            raise UserError(
+                f"{source} holds {name}, which {type(module).__name__} lacks: config and weights do not fit"
+            )
+        if wanted[name] != tuple(tensor.shape):
+            raise UserError(
+                f"{source}: {name} is {tuple(tensor.shape)}, the config says {wanted[name]}: they do not fit"
+            )
+        seen.add(name)
+        yield name, tensor
+    missing = sorted(wanted.keys() - seen - set(optional))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{source} lacks {missing[0]}{more}: fetch the file again")
+
+
 def fill(
     module: Any,
     tensors: Tensors,
@@ -257,48 +313,36 @@ def fill(
         optional: names that may be absent, because ``tie`` (called when all else is filled) ties them to others.
 
     Raises:
-        UserError: for a tensor that the module does not have or has in another shape, and for one that is missing.
+        UserError: as :func:`checked`; and for NaN or infinity, which would spread over every picture.
     """
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for name, tensor in tensors:
-        shape = wanted.pop(name, None)
-        if shape is None:
-            raise UserError(
-                f"{source} holds {name}, which {type(module).__name__} lacks: config and weights do not fit"
-            )
-        if shape != tuple(tensor.shape):
-            raise UserError(f"{source}: {name} is {tuple(tensor.shape)}, the config says {shape}: they do not fit")
+    for name, tensor in checked(module, tensors, source=source, optional=optional):
         exact = any(part in name.split(".") for part in keep_fp32)
         # A copy even where nothing changes: a tensor mapped from the file would change or fail with it during a run.
         value = tensor.to(device, torch.float32 if exact else dtype, copy=True).contiguous()
+        _refuse_nan(name, value, source)
         owner, _, leaf = name.rpartition(".")
         parent = module.get_submodule(owner)
         if leaf in parent._parameters:
             parent.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
         else:
             parent.register_buffer(leaf, value)
-    missing = sorted(set(wanted) - set(optional))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{source} lacks {missing[0]}{more}: fetch the file again")
     if tie is not None:
         tie(module)
     module.to(device).eval().requires_grad_(False)
 
 
+def _refuse_nan(name: str, value: Tensor, source: Path) -> None:
+    # A sum is one pass without a copy; only where it is not finite is it worth while to look closer.
+    if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
+        raise UserError(f"{source}: {name} holds NaN or infinity in {str(value.dtype)[6:]}: fetch the file again")
+
+
 # -- identity ----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
-def _sha256(path: str, size: int, modified_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sha256(path: Path) -> str:
-    """Hash of a file, computed once per process while its size and time do not change."""
-    status = path.stat()
-    return _sha256(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    """Hash of a file, computed once while its size and time do not change."""
+    return models_hashes.sha256(path)
 
 
 def hashes(folder: Path, files: Iterable[Path]) -> Mapping[str, str]:

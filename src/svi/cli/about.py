@@ -1,19 +1,17 @@
-"""Commands that make no clips: show, export, presets, schema, doctor, parity, pocket."""
+"""Commands that make no clips: show, export, presets, schema, parity, pocket."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from svi.cli import DONE
 from svi.errors import UserError
-from svi.progress import human_time, shortened
+from svi.words import human_time, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,50 +134,6 @@ def schema(args: argparse.Namespace) -> int:
     write_atomic(path, schema_text().encode())
     print(path)
     return DONE
-
-
-def doctor(args: argparse.Namespace) -> int:
-    """``svi doctor``: what is installed, and where and how a model would run."""
-    found = examination(args.device)
-    if args.json:
-        print(json.dumps(found, ensure_ascii=False))
-        return DONE
-    for topic, lines in found.items():
-        print(f"{topic}:")
-        for line in [f"{k} {v}" for k, v in lines.items()] if isinstance(lines, dict) else lines:
-            print(f"  {line}")
-    return DONE
-
-
-def examination(device: str | None) -> dict[str, Any]:
-    """Versions, machine, choices with their reasons, and what is wrong."""
-    import av
-    import torch
-
-    from svi.backends.placement import choose
-    from svi.backends.weights import find_model
-    from svi.generation.manifest import software_versions
-
-    placement = choose(device)
-    problems = []
-    if "libx264" not in av.codecs_available:
-        problems.append("PyAV has no libx264 encoder: install the wheel from PyPI (pip install --force-reinstall av)")
-    try:
-        pocket = "present" if (find_model("pocket") / "model_index.json").is_file() else "incomplete"
-    except UserError as error:
-        pocket = "missing"
-        problems.append(str(error))
-    machine = {"system": platform.platform(), "cores": os.cpu_count(), "torch threads": torch.get_num_threads()}
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        machine["GPU memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    return {
-        "versions": software_versions(),
-        "machine": machine,
-        "choices": placement.lines(),
-        "pocket model": [pocket],
-        "problems": problems or ["none found"],
-    }
 
 
 def parity(args: argparse.Namespace) -> int:

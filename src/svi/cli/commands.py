@@ -22,7 +22,7 @@ Work = Callable[[dict[str, Any]], "Run"]
 
 def run(args: argparse.Namespace) -> int:
     """Run the command that ``args`` names; returns the exit code."""
-    from svi.cli import about, data, drift, lora, train
+    from svi.cli import about, bench, data, doctor, drift, lora, models, train
 
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "generate": generate,
@@ -34,13 +34,15 @@ def run(args: argparse.Namespace) -> int:
         "export": about.export,
         "presets": about.presets,
         "schema": about.schema,
-        "doctor": about.doctor,
+        "doctor": doctor.run,
+        "models": models.run,
         "parity": about.parity,
         "pocket": about.pocket,
         "train": train.run,
         "lora": lora.run,
         "data": data.run,
         "drift": drift.run,
+        "bench": bench.run,
     }
     return commands[args.command](args)
 

@@ -262,7 +262,7 @@ class _Shown:
 
 
 def _count(progress: Progress) -> str:
-    from svi.progress import human_time
+    from svi.words import human_time
 
     left = "" if not progress.left_s else f", {human_time(progress.left_s)} left"
     kept = f" ({progress.reused} from before)" if progress.reused else ""

@@ -39,7 +39,9 @@ examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of ``svi drift`` its options."""
-    parser.add_argument("experiment", nargs="?", default="quick", metavar="quick|base|main|long|FILE", help="default: quick")
+    parser.add_argument(
+        "experiment", nargs="?", default="quick", metavar="quick|base|main|long|FILE", help="default: quick"
+    )
     parser.add_argument("--out", metavar="DIR", help="where cells and results go (default: runs/drift-NAME)")
     parser.add_argument("--worlds", type=values.whole(), metavar="N", help="held-out worlds per scene")
     parser.add_argument("--clips", type=values.whole(), metavar="N", help="clips of each video")
@@ -105,7 +107,7 @@ class _Show:
         self.bar.stop()
 
     def __call__(self, tick: Tick) -> None:
-        from svi.progress import human_time
+        from svi.words import human_time
 
         left = "" if tick.left_s is None or tick.done >= 1 else f"{human_time(tick.left_s)} left"
         self.bar.update(self.task, completed=tick.done, left=left)

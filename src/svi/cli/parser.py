@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from svi.cli import drift, lora, train, values
+from svi.cli import bench, doctor, drift, lora, models, train, values
 from svi.errors import UserError, nearest
 
 FORMATS = ("mp4", "gif", "webp", "frames")
@@ -30,6 +30,9 @@ Endless videos from one image and a stream of prompts.
   svi train pocket-shot --out runs/shot          error-recycling fine-tuning: a LoRA that corrects its own errors
   svi lora info svi-shot.safetensors             what a LoRA is; convert, merge and extract them
   svi drift quick                                how much videos decay, against exact truth
+  svi bench score runs/b --videos mine=films/    measure any videos; compare methods, with a report
+  svi models check wan2.1-i2v-480p               what a model needs, what of it is here and whole
+  svi doctor                                     what this machine can run, and what is broken
 
 Clips are counted from 0, as the folders in a run are: clip 0 is the first.
 """
@@ -291,9 +294,8 @@ def _about(sub: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser = _add(sub, "schema", "the JSON schema of storyboards")
     parser.add_argument("--out", metavar="FILE", help="write it to a file that does not exist yet")
-    parser = _add(sub, "doctor", "environment, versions, and which device and dtype would be used and why")
-    parser.add_argument("--device", metavar="DEVICE", help="ask about this device")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    doctor.add_words(_add(sub, "doctor", doctor.SUMMARY, doctor.TEXT))
+    models.add_words(_add(sub, "models", models.SUMMARY, models.TEXT))
     parser = _add(sub, "parity", "compare with the published code on a parity kit", PARITY)
     parser.add_argument("folder", metavar="FOLDER", help="folder of the kit")
     parser = _add(sub, "pocket", "build or measure the pocket model: svi pocket build --help")
@@ -301,6 +303,7 @@ def _about(sub: argparse._SubParsersAction[Parser]) -> None:
     train.add_words(_add(sub, "train", train.SUMMARY, train.TEXT))
     lora.add_words(_add(sub, "lora", lora.SUMMARY, lora.TEXT))
     drift.arguments(_add(sub, "drift", drift.SUMMARY, drift.HELP))
+    bench.add_words(_add(sub, "bench", bench.SUMMARY, bench.TEXT))
 
 
 COMMANDS = (
@@ -314,12 +317,14 @@ COMMANDS = (
     "presets",
     "schema",
     "doctor",
+    "models",
     "parity",
     "pocket",
     "train",
     "lora",
     "data",
     "drift",
+    "bench",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ lead back to the clean video. One recipe per member of the SVI family; every val
   svi train shot --out runs/shot data.source=clips/       Wan 2.1, a folder of videos (svi data check clips/)
   svi train pocket-shot --out runs/control recycling.clean_prob=1    the control: the same training without errors
   svi train my.yaml --out runs/mine loop.steps=5000       a file: `recipe: NAME` and what differs
-  svi train shot --dry-run optimizer.lr=2e-5              print the complete configuration, and do nothing
+  svi train shot --dry-run optimizer.lr=2e-5              print all settings and the memory it will take, do nothing
   torchrun --nproc-per-node 8 -m svi.cli train shot --out runs/shot     several GPUs
 
 Clips are encoded once, into RUN/cache. Stop it at any time (Ctrl-C once saves first) and give the same command again: it goes
@@ -44,7 +45,9 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="what differs from it")
     parser.add_argument("--out", metavar="RUN", help="run folder (default: runs/RECIPE)")
     parser.add_argument("--list", action="store_true", help="show the recipes")
-    parser.add_argument("--dry-run", action="store_true", help="print the complete configuration and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the complete configuration, estimate the memory, and stop"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda ... (default: the best there is)")
     parser.add_argument("--threads", type=values.whole(), metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--download", action="store_true", help="allow fetching a hub model that is not here yet")
@@ -52,10 +55,26 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--json", action="store_true", help="one JSON event per line on stdout, for scripts")
     how.add_argument("--quiet", action="store_true", help="nothing but the path of the LoRA")
 
+    _let_words_stand_anywhere(parser)
+
+
+def _let_words_stand_anywhere(parser: argparse.ArgumentParser) -> None:
+    """Let ``a.b=value`` also follow options, which argparse has for whole command lines only, not for those of a verb."""
+    plain = parser.parse_known_args
+
+    def parse(args: Any = None, namespace: Any = None) -> Any:
+        vars(parser)["parse_known_args"] = plain  # which parse_known_intermixed_args calls
+        try:
+            return parser.parse_known_intermixed_args(args, namespace)
+        finally:
+            vars(parser)["parse_known_args"] = parse
+
+    vars(parser)["parse_known_args"] = parse
+
 
 def run(args: argparse.Namespace) -> int:
     """``svi train``."""
-    from svi.finetune import ALL_RECIPES, CONFIG_FILE, find_config, fine_tune
+    from svi.finetune import ALL_RECIPES, CONFIG_FILE, find_config, fine_tune, memory_needs
 
     if args.list:
         for name, recipe in ALL_RECIPES.items():
@@ -69,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     config = find_config(str(known) if given.is_dir() and known.is_file() else args.recipe, args.changes)
     if args.dry_run:
         print(config.to_yaml(), end="")
+        for need in memory_needs(config, ranks=int(os.environ.get("WORLD_SIZE", "1"))):
+            print(f"# memory: {need}")
         return DONE
     folder = Path(args.out or (given if given.is_dir() else Path("runs") / config.recipe))
     if args.threads is not None:
@@ -76,7 +97,12 @@ def run(args: argparse.Namespace) -> int:
 
         torch.set_num_threads(args.threads)
     interrupt = Interrupt()
-    with interrupt, _Shown(args, interrupt) as shown:
+
+    def should_stop() -> bool:
+        interrupt.arm()  # asked after a step, in every process: there is something to save now
+        return interrupt.asked()
+
+    with interrupt, _Shown(args) as shown:
         done = fine_tune(
             config,
             folder,
@@ -84,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
             allow_download=args.download,
             listener=shown,
             on_encode=shown.encoding,
-            should_stop=interrupt.asked,
+            should_stop=should_stop,
         )
     print(done.lora, file=sys.stderr if args.json else sys.stdout)
     return DONE if done.complete else INTERRUPTED
@@ -93,11 +119,11 @@ def run(args: argparse.Namespace) -> int:
 class _Shown:
     """Bars on a terminal, lines elsewhere, or JSON lines."""
 
-    def __init__(self, args: argparse.Namespace, interrupt: Interrupt) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self.args, self.interrupt = args, interrupt
+        self.args = args
         self.console = Console(file=sys.stderr, highlight=False, quiet=args.quiet or args.json, soft_wrap=True)
         self.live = self.console.is_terminal and not (args.quiet or args.json)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}")
@@ -114,7 +140,7 @@ class _Shown:
 
     def encoding(self, progress: Progress) -> None:
         """Progress of encoding."""
-        from svi.progress import human_time
+        from svi.words import human_time
 
         if self.args.json:
             print(json.dumps({"kind": "encoding", "done": progress.done, "total": progress.total}), flush=True)
@@ -128,15 +154,14 @@ class _Shown:
             self.console.print(f"encode {said}")
 
     def __call__(self, event: Event) -> None:
-        from svi.progress import human_time
         from svi.training.events import Note, Saved, Stepped, Validated
+        from svi.words import human_time
 
         if self.args.json:
             print(json.dumps(event.to_dict()), flush=True)
         elif isinstance(event, Note):
             self.console.print(event.message)
         elif isinstance(event, Stepped):
-            self.interrupt.arm()
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in event.numbers.items())
             said = f"{event.step}/{event.steps}  {numbers}  {human_time(event.left_s)} left"
             if self.live:

@@ -68,8 +68,8 @@ class ClipMemory:
     def apart(self) -> list[ClipMemory]:
         """Inverse of :meth:`together`: a memory for each video of the batch."""
         count = self.reference.shape[0]
-        latents = [None] * count if self.latents is None else self.latents.split(1)
-        parts = zip(self.reference.split(1), self.frames.split(1), latents, strict=True)
+        latents = [None] * count if self.latents is None else self.latents.chunk(count)
+        parts = zip(self.reference.chunk(count), self.frames.chunk(count), latents, strict=True)
         return [ClipMemory(reference, frames, state, self.clip_index) for reference, frames, state in parts]
 
     def tensors(self) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 STORYBOARD = FOLDER / "storyboard.yaml"
 IMAGE = FOLDER / "reference.png"
 
-SEED = 258
+SEED = 911
 # What happens in a beat (kind, object, value), where the camera goes, and for how many clips of one second it goes on.
 SCRIPT: tuple[tuple[tuple[tuple[str, int, str | None], ...], str | None, int], ...] = (
     ((), "stands", 3),

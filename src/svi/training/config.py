@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from svi.errors import UserError, nearest
 from svi.recycling import RecyclingConfig
@@ -172,6 +172,20 @@ class TrainingConfig(_Settings):
     loop: Loop = Loop()
     parallel: Parallel = Parallel()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainingConfig:
+        strategy = self.parallel.strategy
+        if strategy == "zero2" and self.optimizer.ema_decay is not None:
+            raise ValueError(
+                "optimizer.ema_decay needs the weights in every process: take parallel.strategy=ddp or fsdp2"
+            )
+        if strategy != "ddp" and self.model.quantisation is not None:
+            raise ValueError(
+                f"model.quantisation and parallel.strategy={strategy} exclude each other, since quantised weights stay in one "
+                "piece: take ddp, or leave the base as it is"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """The complete configuration; :func:`load_config` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
@@ -296,4 +310,6 @@ def _validated(data: Mapping[str, Any], place: str) -> TrainingConfig:
     except ValidationError as error:
         mistake = error.errors()[0]
         where = ".".join(str(part) for part in mistake["loc"])
+        if not where:  # settings that exclude one another
+            raise UserError(f"{place}: {mistake['msg'].removeprefix('Value error, ')}") from None
         raise UserError(f"{place}: {where} is {mistake['input']!r}: {mistake['msg'].lower()}") from None

@@ -23,9 +23,8 @@ from svi.training.config import TrainingConfig
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# What accelerate's launcher says of its own accord, and the strategy that means the same.
-LAUNCHED = {"ACCELERATE_USE_FSDP": "fsdp2", "ACCELERATE_USE_DEEPSPEED": "zero2"}
-BLOCK = "WanTransformerBlock"
+# What accelerate's launcher may say, and the strategy that it goes with.
+LAUNCHED = {"ACCELERATE_USE_FSDP": None, "ACCELERATE_USE_DEEPSPEED": "zero2"}
 
 
 def make_accelerator(config: TrainingConfig, folder: Path, *, cpu: bool) -> Accelerator:
@@ -43,33 +42,19 @@ def make_accelerator(config: TrainingConfig, folder: Path, *, cpu: bool) -> Acce
     for variable, meant in LAUNCHED.items():
         if os.environ.get(variable, "false").lower() == "true" and strategy != meant:
             raise UserError(
-                f"accelerate was launched for {meant}, the configuration says parallel.strategy={strategy}: let them agree"
+                "accelerate's configuration shares the model out by itself: set its distributed_type to MULTI_GPU; how a "
+                f"training is shared out is its own setting, parallel.strategy={strategy}"
             )
-    plugins: dict[str, Any] = {}
-    if strategy == "fsdp2":
-        plugins["fsdp_plugin"] = _fsdp2()
-    elif strategy == "zero2":
-        plugins["deepspeed_plugin"] = _zero2(config)
+    if strategy == "zero2" and cpu:
+        raise UserError("parallel.strategy=zero2 is for GPUs: take ddp or fsdp2 on a CPU")
     return Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if strategy == "zero2" else "no",
+        deepspeed_plugin=_zero2(config) if strategy == "zero2" else None,
+        gradient_accumulation_steps=config.optimizer.accumulation,
         log_with=list(config.loop.trackers) or None,
         project_dir=str(folder),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.parallel.timeout_minutes))],
-        **plugins,
-    )
-
-
-def _fsdp2() -> Any:
-    from accelerate import FullyShardedDataParallelPlugin
-
-    return FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=[BLOCK],
-        reshard_after_forward=True,
-        cpu_ram_efficient_loading=False,
-        state_dict_type="SHARDED_STATE_DICT",
     )
 
 
@@ -90,6 +75,20 @@ def _zero2(config: TrainingConfig) -> Any:
             "zero_allow_untested_optimizer": True,
         }
     )
+
+
+def share_out(transformer: Any, accelerator: Accelerator) -> None:
+    """FSDP2: every process holds its part of each block, and gets the whole of one when it works.
+
+    Through torch itself: accelerate's own way is for GPUs only, and passes over the wish on a CPU without a word.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for block in transformer.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(transformer, mesh=mesh)
 
 
 # -- collectives -------------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from svi.backends.lora_train import attach_lora, begin_with
+from svi.backends.quantise import quantise
 from svi.backends.wan import WanBackend
-from svi.errors import UserError
 from svi.training.config import TrainingConfig
+from svi.training.distributed import share_out
 from svi.training.optim import Average, make_optimizer
 
 if TYPE_CHECKING:
@@ -34,31 +35,38 @@ class Learner:
         accelerator: device, processes and strategy.
 
     Raises:
-        UserError: for targets that no layer has, a start that does not fit, and settings that exclude one another.
+        UserError: for targets that no layer has, and a start that does not fit.
     """
 
     def __init__(self, config: TrainingConfig, backend: WanBackend, accelerator: Accelerator) -> None:
         lora, self.config, self.accelerator = config.lora, config, accelerator
         self.zero2 = config.parallel.strategy == "zero2"
-        if self.zero2 and config.optimizer.ema_decay is not None:
-            raise UserError(
-                "optimizer.ema_decay needs the weights in every process: take parallel.strategy=ddp or fsdp2"
-            )
+        self.shared_out = config.parallel.strategy == "fsdp2" and accelerator.num_processes > 1
         transformer = backend.transformer
         fresh = attach_lora(
             transformer, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init, seed=config.loop.seed
         )
         if lora.start is not None:
             begin_with(fresh, lora.start, alpha=lora.alpha)
+        if config.model.quantisation is not None:
+            quantise(transformer, config.model.quantisation, backend.placement.dtype)
+            for parameter in fresh.values():  # quantising freezes all there is
+                parameter.requires_grad_(True)
         if config.model.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        made = make_optimizer(fresh.values(), config.optimizer)
-        self.runner, self.optimizer = accelerator.prepare(transformer, made)
-        backend.runner = self.runner
-        self.backend, self.transformer = backend, transformer
+        if self.shared_out:
+            share_out(transformer, accelerator)
+        # Sharing out puts other parameters in the place of these.
         self.parameters: dict[str, nn.Parameter] = {
             name: p for name, p in transformer.named_parameters() if p.requires_grad
         }
+        made = make_optimizer(self.parameters.values(), config.optimizer)
+        if self.shared_out:
+            self.runner, self.optimizer = transformer, accelerator.prepare(made)
+        else:
+            self.runner, self.optimizer = accelerator.prepare(transformer, made)
+        backend.runner = self.runner
+        self.backend, self.transformer = backend, transformer
         ema = config.optimizer.ema_decay
         self.average = None if ema is None else Average(ema, self.parameters)
 
@@ -68,10 +76,13 @@ class Learner:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
 
-    def batch(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def batch(self) -> Iterator[None]:
         """Around the forward and backward pass of one of the batches of a step: ranks exchange gradients in the last only."""
-        around: AbstractContextManager[None] = self.accelerator.accumulate(self.runner)
-        return around
+        with self.accelerator.accumulate(self.runner):
+            if self.shared_out:
+                self.runner.set_requires_gradient_sync(self.accelerator.sync_gradients)
+            yield
 
     def forward(self) -> AbstractContextManager[None]:
         """Around a forward pass: what the backward pass needs goes to main memory where that is wanted."""
@@ -92,7 +103,7 @@ class Learner:
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.parameters, step)
-        return float(norm or 0.0)
+        return float(whole(norm)) if isinstance(norm, Tensor) else float(norm or 0.0)
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:

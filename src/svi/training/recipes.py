@@ -36,7 +36,7 @@ def shot() -> TrainingConfig:
         data=Data(source="data/train", preset="shot"),
         recycling=RecyclingConfig(clean_prob=0.2, image_error_frames=3),
         optimizer=Optimizer(lr=1e-4, weight_decay=0.01),
-        loop=Loop(steps=MIXKIT_STEPS),
+        loop=Loop(steps=MIXKIT_STEPS, validate_every=1000, validation_items=2),
     )
 
 

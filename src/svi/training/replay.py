@@ -131,12 +131,17 @@ class Replay:
 
 def bank_memory(config: TrainingConfig, accelerator: Accelerator) -> int:
     """Bytes for the banks of this process: as set, or an equal share of half of what is free; the same in all of them."""
+    return least(memory_for_banks(config), accelerator)
+
+
+def memory_for_banks(config: TrainingConfig) -> int:
+    """The same as this process sees it."""
     if config.bank.memory_gb is not None:
         return int(config.bank.memory_gb * 1e9)
     import psutil
 
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-    return least(psutil.virtual_memory().available // 2 // beside, accelerator)
+    return int(psutil.virtual_memory().available) // 2 // beside
 
 
 def _shared(banks: ErrorBanks) -> bool:

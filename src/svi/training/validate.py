@@ -29,13 +29,13 @@ LEVELS = 5
 
 @dataclass(frozen=True)
 class Look:
-    """What validation does: a loss, then a mini rollout.
+    """What validation does: a loss, then a mini rollout where the model can denoise alone.
 
     Attributes:
         dataset: where the held-out clips are.
         indices: which they are.
         preset: how clips hand over.
-        clips: of each rollout.
+        clips: of each rollout; 0 = none, for one of two experts, which knows its own noise levels only.
         sigmas: least and largest noise level that the model is trained on.
         folder: for contact sheets; None = none is written (in all processes but the first).
     """
@@ -50,6 +50,8 @@ class Look:
     def __call__(self, backend: WanBackend, step: int) -> tuple[Mapping[str, float], str]:
         """Numbers, and the path of the contact sheet."""
         numbers = fixed_losses(backend, self.dataset, self.indices, self.sigmas)
+        if not self.clips:
+            return numbers, ""
         starts = [start_of(backend, self.dataset, index) for index in self.indices]
         path = None if self.folder is None else self.folder / f"step-{step:06d}.png"
         drift = MiniRollout(starts, self.preset, self.clips)(backend, path)

@@ -45,7 +45,7 @@ from svi.training.estimate import Need, needs
 from svi.training.events import Note
 from svi.training.methods import sigma_range
 from svi.training.recipes import RECIPES
-from svi.training.record import environment, start_trackers
+from svi.training.record import check_trackers, environment, start_trackers
 from svi.training.replay import memory_for_banks
 from svi.training.trainer import Finished, Trainer
 from svi.training.validate import Look
@@ -102,9 +102,10 @@ def fine_tune(
         FloatingPointError: when the loss is no longer finite; the last checkpoint is intact.
     """
     folder = Path(folder)
+    check_trackers(config.loop.trackers)
     accelerator = make_accelerator(config, folder, cpu=device == "cpu")
     main = accelerator.is_main_process
-    start_trackers(accelerator, config.loop.trackers, config.pinned())
+    start_trackers(accelerator, config.pinned())
     for need in memory_needs(config, ranks=accelerator.num_processes) if main else ():
         listener(Note(f"memory: {need}"))
     backend = _backend(config, device or str(accelerator.device), allow_download, listener if main else silent)

@@ -6,19 +6,55 @@ import shutil
 from pathlib import Path
 
 import torch
-from conftest import KIT, PARTS, write_tokenizer
 from safetensors.torch import save_file
 
 from svi.backends import official
 from svi.backends.layouts import MEAN_22, STD_22
 from svi.backends.official import DIT, DIT_BLOCK
 from svi.backends.placement import Placement
+from svi.condition import ClipCondition
 
+KIT = Path(__file__).parents[1] / "data" / "parity" / "wan21-i2v-tiny"
+CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+STEMS = {
+    "transformer": "diffusion_pytorch_model",
+    "transformer_2": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "image_encoder": "model",
+}
+WORDS = ["<pad>", "</s>", "<unk>", "a", "cat", "moves", "sits"]
+# A noise level of each expert, whatever the boundary.
+SIGMA = {"high": torch.tensor([0.95]), "low": torch.tensor([0.5])}
 WINDOW = {"height": 32, "width": 64, "num_frames": 9, "fps": 16, "steps": 2}
 SMALL = dict(
     num_attention_heads=2, attention_head_dim=48, text_dim=32, ffn_dim=64, num_layers=2, qk_norm="rms_norm_across_heads"
 )
 INDEX = {"_class_name": "WanImageToVideoPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
+
+
+def draw(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def condition(channels, image=False):
+    """Three latent frames of 4 by 6, the first of them given."""
+    known = torch.zeros(1, 4, 3, 4, 6)
+    known[:, :, 0] = 1
+    text = torch.zeros(1, 512, 32)
+    text[:, :5] = draw(3, 1, 5, 32)
+    return ClipCondition(draw(2, 1, channels, 3, 4, 6), known, text, draw(4, 1, 257, 64) if image else None)
+
+
+def write_tokenizer(folder):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=512, **names).save_pretrained(folder)
 
 
 def transformer(seed, **changes):
@@ -71,9 +107,8 @@ def state(module):
 
 
 def write_diffusers(folder, modules, **index):
-    stems = {**PARTS, "transformer_2": "diffusion_pytorch_model"}
     for name, module in modules.items():
-        stem = stems[name]
+        stem = STEMS[name]
         (module.save_config if stem.startswith("diff") else module.config.save_pretrained)(folder / name)
         save_file(state(module), folder / name / f"{stem}.safetensors")
     write_tokenizer(folder / "tokenizer")
@@ -152,6 +187,8 @@ def write_official(folder, modules):
             (place / "config.json").write_text(json.dumps(config(modules[name])))
     shutil.copy(KIT / "config-encoders.json", folder)
     shutil.copy(KIT / "models_t5_umt5-xxl-enc-bf16.pth", folder)
+    if "image_encoder" in modules:
+        shutil.copy(KIT / CLIP_FILE, folder)
     if modules["vae"].config.patch_size is None:
         shutil.copy(KIT / "Wan2.1_VAE.pth", folder)
     else:

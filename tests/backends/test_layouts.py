@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_tiny import copy_of, official_dit, official_newer_vae, parts, write_loose
+from models_tiny import SIGMA, condition, copy_of, draw, official_dit, official_newer_vae, parts, write_loose
 from safetensors.torch import load_file, save_file
 
 from svi.backends import official
@@ -256,8 +256,6 @@ def test_fp8_files_are_read_as_the_numbers_they_stand_for(tiny, tmp_path, scaled
 
 
 def test_a_scaled_fp8_model_makes_nearly_the_same_video(tiny, tmp_path):
-    from test_models_load import SIGMA, condition, draw
-
     exact = write_loose(tmp_path / "exact", tiny["a14b"])
     small = write_loose(tmp_path / "small", tiny["a14b"], change=lambda state: to_fp8(state, scaled=True))
     both = [load_backend(str(folder), device="cpu", dtype="fp32", expert="high") for folder in (exact, small)]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import KIT
 from models_tiny import (
+    CLIP_FILE,
+    KIT,
     copy_of,
     newer_vae,
     official_dit,
@@ -29,7 +30,7 @@ from svi.errors import UserError
 
 STEM = "diffusion_pytorch_model.safetensors"
 HIGH, LOW = f"high_noise_model/{STEM}", f"low_noise_model/{STEM}"
-T5, CLIP = "models_t5_umt5-xxl-enc-bf16.pth", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+T5, CLIP = "models_t5_umt5-xxl-enc-bf16.pth", CLIP_FILE
 LOOSE = "diffusion_models/wan_high_noise.safetensors"
 
 
@@ -37,15 +38,13 @@ LOOSE = "diffusion_models/wan_high_noise.safetensors"
 def folders(tmp_path_factory):
     home = tmp_path_factory.mktemp("whole")
     made = {kind: parts(kind) for kind in ("2.1", "a14b", "5b")}
-    found = {
+    return {
         "official": write_official(home / "official", made["a14b"]),
         "diffusers": write_diffusers(home / "diffusers", made["a14b"]),
         "loose": write_loose(home / "loose", {k: v for k, v in made["2.1"].items() if k != "transformer_2"}),
         "2.1": write_official(home / "2.1", made["2.1"]),
         "5b": write_official(home / "5b", made["5b"]),
     }
-    shutil.copy(KIT / CLIP, found["2.1"])
-    return found
 
 
 # -- ways to damage ----------------------------------------------------------------------------------------------------

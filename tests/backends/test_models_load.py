@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models_tiny import copy_of, official_dit, parts, write_diffusers, write_loose, write_official
+from models_tiny import (
+    SIGMA,
+    condition,
+    copy_of,
+    draw,
+    official_dit,
+    parts,
+    write_diffusers,
+    write_loose,
+    write_official,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -16,12 +26,6 @@ from svi.cli import main
 from svi.condition import ClipCondition
 from svi.errors import UserError
 from svi.solvers import SOLVERS
-
-SIGMA = {"high": torch.tensor([0.95]), "low": torch.tensor([0.5])}
-
-
-def draw(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +43,8 @@ def folders(models, tmp_path_factory):
         ("5b", "diffusers"): write_diffusers(home / "5b", models["5b"], expand_timesteps=True),
         ("5b", "official"): write_official(home / "5B-official", models["5b"]),
         ("2.1", "loose"): write_loose(home / "comfy21", models["2.1"]),
-        ("2.1", "official"): official_21(home / "2.1", models["2.1"]),
+        ("2.1", "official"): write_official(home / "2.1", models["2.1"]),
     }
-
-
-def official_21(folder, modules):
-    import shutil
-
-    from conftest import KIT
-
-    write_official(folder, modules)
-    shutil.copy(KIT / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", folder)
-    return folder
-
-
-def condition(channels, image=False):
-    known = torch.zeros(1, 4, 3, 4, 6)
-    known[:, :, 0] = 1
-    text = torch.zeros(1, 512, 32)
-    text[:, :5] = draw(3, 1, 5, 32)
-    return ClipCondition(draw(2, 1, channels, 3, 4, 6), known, text, draw(4, 1, 257, 64) if image else None)
 
 
 def load(folder, **options):

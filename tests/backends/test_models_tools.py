@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models_tiny import copy_of, parts, write_diffusers, write_loose, write_official
+from models_tiny import SIGMA, condition, copy_of, draw, parts, write_diffusers, write_loose, write_official
 from safetensors.torch import load_file
-from test_models_load import SIGMA, condition, draw
 
 from svi.backends import models_convert, models_hashes
 from svi.backends.models_check import check

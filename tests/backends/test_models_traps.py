@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_tiny import parts, write_diffusers, write_loose, write_official
-from test_models_load import SIGMA, condition, draw
+from models_tiny import SIGMA, condition, draw, parts, write_diffusers, write_loose, write_official
 
 from svi.backends.wan import load_backend
 from svi.condition import ClipCondition

@@ -6,8 +6,11 @@ import torch
 from svi.backends import attention
 from svi.backends.compile import compile_blocks, is_compiled, obstacle
 from svi.backends.memory import TransformerShape
+from svi.backends.offload import stream_blocks
 from svi.backends.placement import choose, prepare_transformer
+from svi.backends.quantise import quantise
 from svi.backends.random_weights import random_transformer
+from svi.backends.step_cache import StepCache, around
 from svi.errors import UserError
 from svi.speed import SPEEDS, get_speed
 
@@ -93,12 +96,26 @@ def test_every_card_is_offered_torchs_own():
     assert {name for names in attention.PREFERENCE.values() for name in names} <= set(attention.known())
 
 
-def test_compiled_blocks_compute_the_same():
-    transformer = tiny()
-    before = forward(transformer)
-    compile_blocks(transformer, CPU, backend="aot_eager")
-    assert is_compiled(transformer)
-    torch.testing.assert_close(forward(transformer), before, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("hooks", ["none", "fp8", "waiting", "cached"])
+def test_compiled_blocks_compute_the_same(hooks):
+    """Without hooks a block is one graph; with them it still computes what they make of it."""
+    plain, compiled = tiny(), tiny()
+    for transformer in (plain, compiled):
+        if hooks == "fp8":
+            quantise(transformer, "fp8", torch.float32)
+        elif hooks == "waiting":
+            stream_blocks(transformer, CPU)
+        elif hooks == "cached":
+            StepCache(transformer, 0.5)
+    compile_blocks(compiled, CPU, whole=hooks == "none", backend="aot_eager")
+    assert is_compiled(compiled)
+    condition = object()
+    for level in (0.9, 0.85):
+        results = []
+        for transformer in (plain, compiled):
+            with around(transformer, condition, level):
+                results.append(forward(transformer))
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 def test_compiling_has_its_needs(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +112,7 @@ def test_large_frames_are_judged_at_512(small: torch.nn.Module):
 def test_a_checkpoint_is_loaded_and_its_hash_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: torch.nn.Module
 ):
-    monkeypatch.setattr(musiq, "Musiq", lambda: musiq_small())
+    monkeypatch.setattr(musiq, "Musiq", partial(musiq.Musiq, width=16, hidden=32, heads=2, layers=2))
     path = tmp_path / "musiq_spaq_ckpt-358bb6af.pth"
     torch.save(small.state_dict(), path)
     frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
@@ -119,18 +121,9 @@ def test_a_checkpoint_is_loaded_and_its_hash_checked(
     assert metric.missing() is None
     with pytest.raises(UserError, match="is not the published musiq-spaq"):
         metric.start(sample(2, size=(32, 32)))
-    import hashlib
-
     known = Places(folder=tmp_path, caches=False, hashes={"musiq-spaq": hashlib.sha256(path.read_bytes()).hexdigest()})
     result = scored(ImagingQuality(Setup(places=known)), frames, sample(2, size=(32, 32)))
     assert result.value == pytest.approx(float(MusiqScores(small, "vbench")(frames).mean()), rel=1e-5)
-
-
-def musiq_small() -> torch.nn.Module:
-    return MUSIQ(width=16, hidden=32, heads=2, layers=2)
-
-
-MUSIQ = musiq.Musiq
 
 
 def test_other_networks_are_refused(tmp_path: Path):

@@ -295,3 +295,34 @@ def test_a_damaged_result_is_computed_again(videos: Path, tmp_path: Path):
     metric.seen = []
     run(videos, store, metric)
     assert len(metric.seen) == COUNT
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from svi.evaluation import runner
+from svi.evaluation.registry import make
+from svi.evaluation.sources import Entry, Listing
+from svi.evaluation.store import Store
+
+video = Path(sys.argv[1])
+entry = Entry("long", video, truth=video, borders=(16, 32), frames=int(sys.argv[3]))
+metrics, store = make(["look", "look_truth", "duplicate_share", "psnr"]), Store(Path(sys.argv[2]))
+tally = runner.score([runner.plan("m", Listing(video, (entry,)), metrics, store)], metrics, store)
+assert tally.counts["ok"] == 4, tally
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path: Path):
+    """Four times as many frames, which would be 345 MB more as floats, 86 MB more as bytes, take no more."""
+    still = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (240, 416, 3), dtype=np.uint8)
+    frames = np.stack([np.roll(still, 3 * number, 1) for number in range(8)])
+    video = write_video(
+        tmp_path / "long.mp4", np.concatenate([frames] * 48), options={"preset": "ultrafast", "crf": "40"}
+    )
+    peaks = []
+    for count in (96, 384):
+        words = [sys.executable, "-c", MEMORY, str(video), str(tmp_path / str(count)), str(count)]
+        peaks.append(float(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] - peaks[0] < 60

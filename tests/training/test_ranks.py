@@ -29,7 +29,7 @@ def test_two_processes_gather_errors_and_agree(model_folder: Path, cache: Path, 
 
 def test_banks_that_do_not_fit_one_process_are_shared_out(model_folder: Path, cache: Path, tmp_path: Path) -> None:
     """A budget that holds half of the banks: each rank owns every second bucket, and errors travel."""
-    changes = (f"model.name={model_folder}", f"data.cache={cache}", "recycling.clean_prob=0.1", "bank.memory_gb=3e-5")
+    changes = (f"model.name={model_folder}", f"data.cache={cache}", "recycling.clean_prob=0.1", "bank.memory_gb=1e-4")
     done = in_two_processes(tmp_path, *changes, "loop.steps=5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "shared out over 2 ranks" in done.stdout

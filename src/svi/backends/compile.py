@@ -25,15 +25,17 @@ def obstacle(device: torch.device) -> str | None:
     return f"torch does not compile for {device.type}"
 
 
-def compile_blocks(transformer: Any, device: torch.device, *, backend: str = "inductor") -> None:
+def compile_blocks(transformer: Any, device: torch.device, *, whole: bool = False, backend: str = "inductor") -> None:
     """Compile the blocks of ``transformer``, at their first call for a shape.
 
-    LoRAs that change their strength from clip to clip, hooks that move weights and step caching work on; they are
-    best put on first. ``dynamic=False``: a video has one shape, and code for one shape is the fastest.
+    LoRAs that change their strength from clip to clip work on. So do hooks on blocks (moved or 8-bit weights, step caching, split
+    tokens), which go on first and each break a block into a few graphs. ``dynamic=False``: a video has one shape, and
+    code for one shape is the fastest.
 
     Args:
         transformer: a model of diffusers.
         device: what for.
+        whole: whether a block has to be one graph; anything less is an error then, instead of a loss of speed.
         backend: of torch.compile; ``eager`` captures the graph and compiles nothing.
 
     Raises:
@@ -42,8 +44,7 @@ def compile_blocks(transformer: Any, device: torch.device, *, backend: str = "in
     reason = obstacle(device) if backend == "inductor" else None
     if reason is not None:
         raise UserError(f"the blocks cannot be compiled: {reason}; leave compiling out")
-    # On a CPU text padding is folded by its length, which is data: such a block is not one graph.
-    transformer.compile_repeated_blocks(backend=backend, fullgraph=device.type == "cuda", dynamic=False)
+    transformer.compile_repeated_blocks(backend=backend, fullgraph=whole, dynamic=False)
 
 
 def is_compiled(transformer: Any) -> bool:

@@ -334,13 +334,20 @@ def prepare_transformer(
     attention.install(transformer, placement.attention)
     if team is not None:
         parallel.split_tokens(transformer, team)
-    # The order matters: hooks that skip a block lie inside those that move it, and a compiled block inside both.
+    # The order matters: hooks that skip a block lie inside those that move it.
     if placement.speed.cache_threshold is not None:
         step_cache.StepCache(transformer, placement.speed.cache_threshold)
     if placement.speed.compile:
-        compile.compile_blocks(transformer, placement.device)
+        compile.compile_blocks(transformer, placement.device, whole=_bare(placement, team))
     if placement.layout.transformer == "visit" or placement.disk is not None:
         offload.stream_blocks(transformer, placement.device, disk=placement.disk)
+
+
+def _bare(placement: Placement, team: Any | None) -> bool:
+    """Whether blocks carry no hooks; on a CPU they fold text padding by its length, which breaks a graph as well."""
+    moved = placement.layout.transformer == "visit" or placement.disk is not None
+    hooked = moved or placement.quantise == "fp8" or placement.speed.cache_threshold is not None
+    return placement.device.type == "cuda" and not hooked and (team is None or team.degree == 1)
 
 
 def prepare_encoders(placement: Placement, *, text_encoder: Any | None, image_encoder: Any | None) -> None:

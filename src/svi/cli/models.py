@@ -106,16 +106,20 @@ def _list(args: argparse.Namespace) -> int:
         return DONE
     for row in rows:
         loras = ", ".join(lora["name"] for lora in row["loras"]) or "none"
-        here = "here" if row["here"] else f"svi models download {row['model']}"
-        print(f"{row['preset']:17} {row['model']:16} {row['size_bytes'] / 1e9:6.1f} GB  {here}")
+        here = "here" if row["here"] else f"svi models download {row['preset']}"
+        print(f"{row['preset']:17} {row['model']:16} {_size(row['size_bytes']):>9}  {here}")
         print(f"{'':17} LoRA: {loras}")
         if args.preset:
             print(f"{'':17} {row['hub_id']} (diffusers), {row['official_id']} (official); licence {row['licence']}")
             for part in row["parts"]:
-                print(f"{'':17}   {part['name']}: {part['parameters']:,} parameters, {part['size_bytes'] / 1e9:.2f} GB")
+                print(f"{'':17}   {part['name']}: {part['parameters']:,} parameters, {_size(part['size_bytes'])}")
             for lora in row["loras"]:
-                print(f"{'':17}   {lora['hub_id']} {lora['file']}, {lora['size_bytes'] / 1e9:.2f} GB")
+                print(f"{'':17}   {lora['hub_id']} {lora['file']}, {_size(lora['size_bytes'])}")
     return DONE
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def catalogue(preset: str | None = None) -> list[dict[str, Any]]:
@@ -175,7 +179,7 @@ def _check(args: argparse.Namespace) -> int:
 def lines(report: Report) -> list[str]:
     """A report for people to read."""
     table = [
-        f"  {row.part:22} {row.state:8} {row.bytes / 1e9:8.2f} GB in {row.files:2} file(s)  {row.title}"
+        f"  {row.part:22} {row.state:8} {_size(row.bytes):>9} in {row.files:2} file(s)  {row.title}"
         for row in report.rows
     ]
     verdict = ["  whole: every tensor has its place"] if not report.problems else []
@@ -197,7 +201,7 @@ def _convert(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"folder": str(done.folder), "bytes": done.bytes}))
     else:
-        print(done.folder, *(f"  {name}: {size / 1e9:.2f} GB" for name, size in done.bytes.items()), sep="\n")
+        print(done.folder, *(f"  {name}: {_size(size)}" for name, size in done.bytes.items()), sep="\n")
     return DONE
 
 

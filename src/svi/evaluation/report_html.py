@@ -48,7 +48,7 @@ tbody th { position: sticky; left: 0; background: #fff; font-weight: 500; border
 .ci { display: block; font-size: .8125rem; }
 .best { font-weight: 700; }
 .reported th, .reported td { color: var(--pale); font-style: italic; background: #fafafc; }
-.badge { display: inline-block; padding: 0 7px; margin-left: 4px; border-radius: 9px; font-size: .75rem; border: 1px solid; }
+.badge { display: inline-block; white-space: nowrap; padding: 0 7px; margin-left: 4px; border-radius: 9px; font-size: .75rem; border: 1px solid; }
 .bad { color: var(--bad); } .mark { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 7px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 18px; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; display: block; } figcaption { font-size: .875rem; }
@@ -63,7 +63,7 @@ code { font-size: .875em; overflow-wrap: anywhere; white-space: normal; }
 footer { padding-top: 20px; padding-bottom: 40px; }
 @media (max-width: 600px) {
   header, main, footer { padding-left: 14px; padding-right: 14px; }
-  h1 { font-size: 1.4rem; } th, td { padding: 6px 8px; } tbody th { max-width: 38vw; white-space: normal; overflow-wrap: anywhere; }
+  h1 { font-size: 1.4rem; } th, td { padding: 6px 8px; } tbody th { min-width: 8em; max-width: 40vw; white-space: normal; overflow-wrap: anywhere; }
   .sheet { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
 }
 @media print { .scroll { overflow: visible; } details > * { display: block; } }

@@ -121,7 +121,7 @@ def curves(title: str, unit: str, lines: Sequence[Line], borders: Sequence[float
     shown = [border for border in borders if x.low < border < x.high]
     if shown:
         path = "".join(f"M{x(border):.1f} {TOP}V{bottom}" for border in shown)
-        parts.append(f'<path d="{path}" stroke="#c9c9d2" stroke-width="1" stroke-dasharray="1 3" fill="none"/>')
+        parts.append(f'<path d="{path}" stroke="#9a9aa8" stroke-width="1" stroke-dasharray="2 3" fill="none"/>')
     for line in lines:
         parts += _curve(line, x, y)
     parts.append(f'<text x="{LEFT}" y="{height - 6}" fill="{GREY}">{escape(unit)}</text>')

@@ -93,7 +93,7 @@ def _degenerate() -> Iterator[Rule]:
     for case, kind in FAKES.items():
         if kind.role == "fooler":
             yield Rule(case, GATES, low=1, absolute=True, why=f"{kind.about}: never ranked")
-    for case in ("blur", "noise", "flicker", "dark-then-back", "shift"):
+    for case in ("tint", "blur", "noise", "flicker", "dark-then-back"):
         yield Rule(case, GATES, high=0, absolute=True, why="worse is not degenerate: it is ranked")
 
 
@@ -109,7 +109,7 @@ RULES: tuple[Rule, ...] = (
     *_degenerate(),
     *_ranked(),
     # Each drift shows in its own measure, with its own sign.
-    Rule("tint", "look_colour", low=3, why="a tint moves the mean colour"),
+    Rule("tint", "look_truth_colour", low=3, why="a tint moves the mean colour"),
     Rule("tint", "look_luma", low=-1.5, high=1.5, why="and hardly the light"),
     Rule("saturate", "look_chroma", low=3, why="saturation is chroma"),
     Rule("contrast", "look_contrast", low=2, why="contrast is contrast"),

@@ -147,7 +147,9 @@ class Store:
     def features(self, result: Result) -> np.ndarray | None:
         """Features ``(n, d)`` of a result, where it has some."""
         try:
-            return np.load(self.path(result.metric, result.version, result.key).with_suffix(".npy"), allow_pickle=False)
+            path = self.path(result.metric, result.version, result.key).with_suffix(".npy")
+            loaded: np.ndarray = np.load(path, allow_pickle=False)
+            return loaded
         except (OSError, ValueError):
             return None
 

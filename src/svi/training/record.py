@@ -117,18 +117,17 @@ def _mean(values: tuple[float | None, ...]) -> float | None:
     return round(sum(known) / len(known), 5) if known else None
 
 
-def start_trackers(accelerator: Accelerator, wanted: tuple[str, ...], settings: Mapping[str, Any]) -> None:
-    """Begin to log to the trackers that the accelerator was made with.
-
-    Raises:
-        UserError: for a tracker whose package is missing; accelerate would pass over it without a word.
-    """
+def check_trackers(wanted: tuple[str, ...]) -> None:
+    """Raise UserError for a tracker whose package is missing; accelerate would pass over it with a mere warning."""
     for name in wanted:
         if find_spec(name) is None:
             raise UserError(f"loop.trackers names {name}, which is not installed: pip install {name}, or leave it out")
-    if wanted:
-        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()}
-        accelerator.init_trackers("svi", config=plain)
+
+
+def start_trackers(accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
+    """Begin to log to the trackers that the accelerator was made with."""
+    plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()}
+    accelerator.init_trackers("svi", config=plain)
 
 
 def environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 # sRGB to XYZ (IEC 61966-2-1), each row divided by its sum, the white point: so grey has a = b = 0 exactly.
 TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
-DARK, BRIGHT = 2, 253  # grey levels at and beyond which a value is clipped
+DARK, BRIGHT = 2, 253  # grey levels at and beyond which a pixel is clipped
 LAPLACIAN_GAIN = 20.0  # variance of the Laplacian of white noise of variance 1: 4 * 4 + 4 * 1
 ROUNDING = 1 / 12  # variance of rounding to whole grey levels: no detail lies below it
 FINE = 0.25  # cycles per pixel; above lies the high-frequency half
@@ -105,8 +105,11 @@ def colour(views: Views) -> torch.Tensor:
 
 
 def clipped(views: Views) -> torch.Tensor:
-    """Share of values (pixels times channels) at most 2 or at least 253, in percent."""
-    return 100 * ((views.rgb <= DARK) | (views.rgb >= BRIGHT)).float().mean((1, 2, 3))
+    """Share of pixels whose luma, rounded, is at most 2 or at least 253, in percent.
+
+    Of luma, not of channels: a full red has two channels at 0 and is burnt out nowhere.
+    """
+    return 100 * ((views.grey < DARK + 0.5) | (views.grey >= BRIGHT - 0.5)).float().mean((1, 2))
 
 
 def sharpness(views: Views) -> torch.Tensor:
@@ -183,7 +186,7 @@ MEASURES: dict[str, Measure] = {
     "chroma": Measure(chroma, "C*", 0.1, 1.0, CIELAB),
     "colourfulness": Measure(colourfulness, "grey levels", 0.1, 2.0, "Hasler and Suesstrunk, HVEI 2003, equation 18"),
     "colour": Measure(colour, "ΔE", 0.1, 1.5, CIELAB),
-    "clipped": Measure(clipped, "%", 0.1, 0.5, "values at most 2 or at least 253"),
+    "clipped": Measure(clipped, "%", 0.1, 0.5, "pixels of luma at most 2 or at least 253"),
     "sharpness": Measure(sharpness, "dB", 0.5, 1.0, "variance of the Laplacian, Pech-Pacheco et al., ICPR 2000"),
     "detail": Measure(detail, "dB", 1.0, 1.0, "energy above 0.25 cycles per pixel"),
     "noise": Measure(noise, "grey levels", 0.2, 0.25, "Immerkaer, CVIU 1996"),

@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.error import URLError
 
 from svi.errors import UserError, nearest
-from svi.files import file_sha256, replacing
+from svi.files import explained, file_sha256, replacing
 
 FOLDER_VARIABLE = "SVI_METRIC_WEIGHTS"
 MB = 1_000_000
@@ -219,15 +220,13 @@ def download(name: str, folder: Path) -> Path:
         UserError: not reachable, or what came is not the published file.
     """
     wanted = row(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        if wanted.url is not None:
-            assert wanted.file is not None
-            _download_file(wanted, folder / wanted.file)
-        else:
-            _download_from_hub(wanted, folder)
-    except OSError as error:  # of the network as of the disk
-        raise UserError(f"cannot fetch {name}: {str(error)[:160]}; fetch {_what(wanted)} by hand") from error
+    with explained(folder, "create"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if wanted.url is not None:
+        assert wanted.file is not None
+        _download_file(wanted, folder / wanted.file)
+    else:
+        _download_from_hub(wanted, folder)
     return verified(name, Places(folder=folder, caches=False))
 
 
@@ -236,7 +235,10 @@ def _download_file(wanted: WeightFile, target: Path) -> None:
 
     assert wanted.url is not None
     with replacing(target) as temporary:
-        download_url_to_file(wanted.url, str(temporary), progress=False)
+        try:
+            download_url_to_file(wanted.url, str(temporary), progress=False)
+        except URLError as error:
+            raise _unreachable(wanted, error) from error
         found = file_sha256(temporary)
         if wanted.sha256 is not None and not found.startswith(wanted.sha256):
             raise UserError(f"what came from {wanted.url} has sha256 {found}, not {wanted.sha256}...: try again")
@@ -246,12 +248,19 @@ def _download_from_hub(wanted: WeightFile, folder: Path) -> None:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     assert wanted.hub is not None
-    if wanted.file is not None:
-        hf_hub_download(wanted.hub, wanted.file, local_dir=folder)
-        return
-    files = set(HfApi().list_repo_files(wanted.hub))
-    weights = "model.safetensors" if "model.safetensors" in files else "pytorch_model.bin"
-    snapshot_download(wanted.hub, local_dir=folder / wanted.name, allow_patterns=["config.json", weights])
+    try:
+        if wanted.file is not None:
+            hf_hub_download(wanted.hub, wanted.file, local_dir=folder)
+            return
+        files = set(HfApi().list_repo_files(wanted.hub))
+        weights = "model.safetensors" if "model.safetensors" in files else "pytorch_model.bin"
+        snapshot_download(wanted.hub, local_dir=folder / wanted.name, allow_patterns=["config.json", weights])
+    except Exception as error:  # whatever the hub's HTTP library of the day raises
+        raise _unreachable(wanted, error) from error
+
+
+def _unreachable(wanted: WeightFile, error: Exception) -> UserError:
+    return UserError(f"cannot fetch {wanted.name} ({str(error)[:160]}): fetch {_what(wanted)} by hand")
 
 
 def _what(wanted: WeightFile) -> str:

@@ -328,7 +328,7 @@ def _control(
     if not path.is_file():
         frames = control_frames(method.control, source, Shape(bench.num_frames, window - 1), backend)
         write_video(path, frames, round(fps))
-    borders = tuple(range(window - 1, bench.num_frames, window - 1))
+    borders = tuple(range(window - 1, bench.num_frames - window // 2, window - 1))  # what is left is part of the last
     about = {**case.about, "method": method.about}
     return Entry(case.name, path, reference=case.image, truth=case.truth, borders=borders, about=about)
 

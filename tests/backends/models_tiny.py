@@ -16,6 +16,7 @@ from svi.condition import ClipCondition
 
 KIT = Path(__file__).parents[1] / "data" / "parity" / "wan21-i2v-tiny"
 CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 STEMS = {
     "transformer": "diffusion_pytorch_model",
     "transformer_2": "diffusion_pytorch_model",
@@ -186,7 +187,7 @@ def write_official(folder, modules):
             save_file(official_dit(modules[name]), place / "diffusion_pytorch_model.safetensors")
             (place / "config.json").write_text(json.dumps(config(modules[name])))
     shutil.copy(KIT / "config-encoders.json", folder)
-    shutil.copy(KIT / "models_t5_umt5-xxl-enc-bf16.pth", folder)
+    shutil.copy(KIT / T5_FILE, folder)
     if "image_encoder" in modules:
         shutil.copy(KIT / CLIP_FILE, folder)
     if modules["vae"].config.patch_size is None:

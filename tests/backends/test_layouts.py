@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_tiny import SIGMA, condition, copy_of, draw, official_dit, official_newer_vae, parts, write_loose
+from models_tiny import (
+    CLIP_FILE,
+    KIT,
+    SIGMA,
+    T5_FILE,
+    condition,
+    copy_of,
+    draw,
+    official_dit,
+    official_newer_vae,
+    parts,
+    write_loose,
+)
 from safetensors.torch import load_file, save_file
 
 from svi.backends import official
@@ -334,6 +346,21 @@ def test_settings_beside_single_files_win(tiny, tmp_path):
     settings = json.loads((folder / "svi.json").read_text())
     (folder / "svi.json").write_text(json.dumps({**settings, "fps": 12}))
     assert load_backend(str(folder), device="cpu", expert="low").geometry.fps == 12
+
+
+@pytest.mark.parametrize("front", ["visual.", ""])
+def test_encoders_under_official_names_in_single_files(tiny, tmp_path, front):
+    folder = write_loose(tmp_path / "m", tiny["2.1"])
+    tower = torch.load(KIT / CLIP_FILE, weights_only=True)
+    cut = {front + name.removeprefix("visual."): value for name, value in tower.items() if name.startswith("visual.")}
+    save_file(cut, folder / "clip_vision" / "h.safetensors")
+    save_file(torch.load(KIT / T5_FILE, weights_only=True), folder / "text_encoders" / "umt5.safetensors")
+    found, wanted = (
+        load_backend(str(place), device="cpu") for place in (folder, write_loose(tmp_path / "n", tiny["2.1"]))
+    )
+    image = torch.linspace(-1, 1, 3 * 32 * 48).view(1, 3, 32, 48)
+    assert torch.equal(found.encode_image(image), wanted.encode_image(image))
+    assert torch.equal(found.encode_text(["a cat"]), wanted.encode_text(["a cat"]))
 
 
 def test_a_lora_folder_beside_the_weights_is_no_part(tiny, tmp_path, kit):

@@ -192,7 +192,7 @@ def test_the_metric_that_knows_the_world(out: Path):
     video = look(entry.video)
     psnr = []
     for name in ("000", "001"):
-        reading = metric.start(Sample(name, entry.video, 16.0, 49, video.height, video.width, borders=(17, 33)))
+        reading = metric.start(Sample(name, entry.video, 16.0, 49, video.height, video.width, borders=(17, 33, 48)))
         start = 0
         for batch in batches(video, 10):
             reading.add(Frames(start, batch))

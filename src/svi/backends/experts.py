@@ -209,7 +209,7 @@ def pair(
     loras: Sequence[str],
     say: Callable[[str], None],
 ) -> Experts:
-    """The pair, of which the high-noise expert is loaded already; the other is loaded once, to find out that it can be.
+    """The pair, of which the high-noise expert is loaded already; the other is loaded now where it is going to stay.
 
     Args:
         load, boundary, device, loras, say: as :class:`Experts` has them.
@@ -223,7 +223,7 @@ def pair(
     experts.adopt("high", first)
     say(f"experts {chosen}: {why}")
     del first
-    if loras or chosen != "reload":  # headers are checked; only of LoRAs it is not known yet that they fit
+    if chosen != "reload":  # there the caller still holds the first: both would be in memory at once
         for side in ("low", "high"):
             experts.take(side)
     return experts

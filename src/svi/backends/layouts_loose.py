@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from svi.backends.weights import Tensors, read_json
 from svi.errors import UserError
 
 TOKENIZERS = ("google/umt5-xxl", "tokenizer", "umt5-xxl", ".")
+TOWER = "visual."
 LORAS = "loras"  # a folder of LoRAs beside the weights is none of the model's files
 NEEDED: dict[PartName, str] = {
     "vae": "the VAE (wan_2.1_vae.safetensors or Wan2.1_VAE.pth)",
@@ -156,11 +158,17 @@ def _official_text_sizes(read: Header) -> dict[str, Any]:
 def _image(path: Path, found: Found, sizes: Mapping[str, Any]) -> Part:
     from transformers import CLIPVisionConfig
 
-    identity, _ = found[path]
+    identity, read = found[path]
     if identity.naming == "official":
-        return official.image_part(path, sizes)
+        part = official.image_part(path, sizes)
+        return part if any(name.startswith(TOWER) for name in read.shapes) else replace(part, names=_bare_tower)
     settings = {**CLIP_VIT_H, **sizes}
     return Part("image_encoder", path, (path,), lambda: make_image_encoder(CLIPVisionConfig(**settings)), image_names)
+
+
+def _bare_tower(stream: Tensors) -> Tensors:
+    """The tower of CLIP cut out of its checkpoint, without the word that it had in front of its names there."""
+    return official.clip_tensors((f"{TOWER}{name}", tensor) for name, tensor in stream)
 
 
 def _is_tokenizer(folder: Path) -> bool:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from svi.backends.lora_read import LoraFile
 from svi.backends.official import dit_name
+from svi.backends.weights import EXPERT_FOLDERS, layout, reading, safetensors_files
 from svi.backends.weights import OFFICIAL_STEM as STEM
-from svi.backends.weights import layout, reading, safetensors_files
 from svi.errors import UserError
 
 # Which folder of a diffusers model holds which expert of Wan 2.2; models with one transformer have the first alone.
@@ -77,7 +77,7 @@ def base_weights(folder: Path, part: str = "transformer") -> BaseWeights:
     from safetensors import safe_open
 
     official = layout(folder) == "official"
-    place = folder if official else folder / part
+    place = _official_place(folder, part) if official else folder / part
     files = safetensors_files(place, STEM)
     entries: dict[str, Entry] = {}
     for file in files:
@@ -98,8 +98,14 @@ def base_weights(folder: Path, part: str = "transformer") -> BaseWeights:
 
 
 def experts(folder: Path) -> bool:
-    """Whether the model in ``folder`` has two experts (Wan 2.2, diffusers layout)."""
-    return (folder / PARTS["low"]).is_dir()
+    """Whether the model in ``folder`` has two experts (Wan 2.2)."""
+    return (folder / PARTS["low"]).is_dir() or (folder / EXPERT_FOLDERS[1]).is_dir()
+
+
+def _official_place(folder: Path, part: str) -> Path:
+    """Where the official layout has a transformer: in the folder itself, or in one per expert."""
+    own = folder / EXPERT_FOLDERS[part == PARTS["low"]]
+    return own if own.is_dir() else folder
 
 
 def part_of(folder: Path, expert: str | None, what: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from svi.backends import step_cache
 from svi.backends.base import Backend, ModelInfo
 from svi.backends.encoders import TEXT_TOKENS, TextEncoder, clip_features, clip_pixels
 from svi.backends.experts import SIDES, TIMESTEPS, Expert, Experts, Keep, Side, pair
@@ -156,6 +157,7 @@ class WanBackend:
         else:
             inputs = beside(noisy, condition)
         predicted = self._predict(
+            condition,
             level,
             hidden_states=inputs.to(device, dtype),
             timestep=timestep,
@@ -164,14 +166,16 @@ class WanBackend:
         ).to(noisy.device, torch.float32)
         return towards_given(predicted, noisy, level.to(noisy.device), condition) if self._in_place else predicted
 
-    def _predict(self, level: Tensor, **inputs: Tensor | None) -> Tensor:
+    def _predict(self, condition: ClipCondition, level: Tensor, **inputs: Tensor | None) -> Tensor:
         """What the transformer says, or for each of the batch the expert of its noise level."""
         if self.experts is None:
-            return self.runner(**inputs, return_dict=False)[0]
+            with step_cache.around(self.runner, condition, level):
+                return self.runner(**inputs, return_dict=False)[0]
 
         def call(transformer: Any, where: Tensor | slice) -> Tensor:
             chosen = {name: None if value is None else value[where] for name, value in inputs.items()}
-            return transformer(**chosen, return_dict=False)[0]
+            with step_cache.around(transformer, condition, level[where]):
+                return transformer(**chosen, return_dict=False)[0]
 
         return self.experts.predict(level, call)
 
@@ -221,6 +225,7 @@ def load_backend(
     allow_download: bool = False,
     keep_experts: Keep | None = None,
     expert: Side | None = None,
+    team: Any | None = None,
     progress: Callable[[str], None] | None = None,
     **running: Any,
 ) -> Backend:
@@ -236,6 +241,7 @@ def load_backend(
         allow_download: whether a hub id that is not on this machine may be downloaded. Nothing is otherwise.
         keep_experts: where the expert that is not in use waits (see :class:`~svi.backends.experts.Experts`); left out, by free memory.
         expert: load this one of two experts alone, as training needs it.
+        team: processes that share the tokens of each evaluation (:class:`svi.backends.parallel.Team`).
         progress: called with one line at each stage.
         running: how it runs, as :func:`svi.backends.placement.choose` takes it (``memory``, ``speed``, ``attention``, ``quantise``,
             ``text``, ``disk``, ``window`` ...); left out, everything is resident and nothing is estimated, as training needs it.
@@ -244,7 +250,7 @@ def load_backend(
         UserError: for an unknown model, missing or damaged files (named, with the remedy), a LoRA that does not fit.
     """
     from svi.backends import weights
-    from svi.backends.lora import find_lora, load_loras, parse_spec
+    from svi.backends.lora import find_lora, parse_spec
 
     say = progress or (lambda line: None)
     specs = [parse_spec(spec) for spec in loras]
@@ -252,18 +258,14 @@ def load_backend(
     folder = weights.find_model(model, allow_download=allow_download)
     if running:
         placement = choose(device, dtype, **running, sizes=_sizes(folder, expert))
+    for line in placement.lines():  # before loading: it may take minutes, and the memory of the machine
+        say(line)
 
-    def dressed(module: Any, side: Side | None) -> Expert:
-        """A transformer with all that belongs on it."""
-        mine = [spec for spec in specs if side is None or lora_side(spec, folder) in {side, None}]
-        adapters = load_loras(module, mine, folder=folder) if mine else None
-        prepare_transformer(module, placement, say=say)
-        if placement.device.type == "cpu":
-            fold_text_padding(module)
-        return Expert(module, adapters)
-
+    dressed = _dresser(specs, folder, placement, team, say)
     with weights.quiet_libraries():
         parts = weights.load_parts(folder, placement, say, expert=expert)
+        if parts.experts:
+            _refuse_unfit_loras(specs, folder)
         first = dressed(parts.transformer, "high" if parts.experts else expert)
         experts = None
         if parts.experts:
@@ -279,8 +281,8 @@ def load_backend(
         lora_sources={spec.name: spec.origin for spec in specs},
         defaults=parts.defaults,
     )
-    for line in [*placement.lines(), *([] if experts is None else [experts.line()])]:
-        say(line)
+    if experts is not None:
+        say(experts.line())
     return WanBackend(
         parts.transformer,
         parts.vae,
@@ -292,6 +294,34 @@ def load_backend(
         loras=None if experts else first.loras,
         experts=experts,
     )
+
+
+def _dresser(
+    specs: Sequence[LoraSpec], folder: Path, placement: Placement, team: Any | None, say: Callable[[str], None]
+) -> Callable[[Any, Side | None], Expert]:
+    """Puts on a transformer all that belongs on it: the LoRAs of its side, and how it runs."""
+    from svi.backends.lora import load_loras
+
+    def dressed(module: Any, side: Side | None) -> Expert:
+        mine = [spec for spec in specs if side is None or lora_side(spec, folder) in {side, None}]
+        adapters = load_loras(module, mine, folder=folder) if mine else None
+        prepare_transformer(module, placement, team=team, say=say)
+        if placement.device.type == "cpu":
+            fold_text_padding(module)
+        return Expert(module, adapters)
+
+    return dressed
+
+
+def _refuse_unfit_loras(specs: Sequence[LoraSpec], folder: Path) -> None:
+    """LoRAs of the expert that may be loaded much later: what does not fit is found now, on a module without weights."""
+    from svi.backends import lora_read
+    from svi.backends.lora import converted, find_lora
+    from svi.backends.models_parts import survey
+
+    for spec in specs:
+        if lora_side(spec, folder) == "low":
+            converted(lora_read.read(find_lora(spec.source, folder)), survey(folder).parts["transformer_2"].empty())
 
 
 def _sizes(folder: Path, expert: Side | None) -> ModelSizes:

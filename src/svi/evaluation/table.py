@@ -328,7 +328,10 @@ def _degenerate(scored: Sequence[Scored]) -> dict[str, dict[str, str]]:
     truth = next((one for one in scored if one.index.method == TRUTH), None)
     found: dict[str, dict[str, str]] = {}
     for one in scored:
-        reasons = {}
+        reasons: dict[str, str] = {}
+        if one is truth:
+            found[one.index.method] = reasons
+            continue
         for sample, (_, results) in one.samples.items():
             control = None
             if truth is not None and sample in truth.samples:

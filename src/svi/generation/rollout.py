@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from svi.backends.base import Backend
+from svi.backends.experts import HasExperts
 from svi.conditioning.build import build
 from svi.conditioning.encodings import Encodings
 from svi.conditioning.memory import ClipMemory
@@ -95,6 +96,8 @@ def rollout_batch(
         The next clip of every video. Their bytes are those of lone rollouts up to the rounding of larger matrix products.
     """
     cache = Encodings(backend, PER_VIDEO * memory.reference.shape[0]) if encodings is None else encodings
+    if isinstance(backend, HasExperts):
+        backend.set_expert_boundary(policy.expert_boundary)
     strengths: dict[str, float] | None = None
     pending = iter(plans)
     while True:
@@ -163,6 +166,7 @@ def make_clips(
         guidance=guidance,
         solver=plan.solver,
         on_step=on_step,
+        evaluate=getattr(backend, "evaluate", None),
     )
     denoised = time.perf_counter()
     with torch.inference_mode():

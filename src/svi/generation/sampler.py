@@ -20,6 +20,9 @@ from svi.solvers import SOLVERS, History, Solver
 ConditionedVelocity = Callable[[Tensor, Tensor, ClipCondition], Tensor]
 """``(noisy (B, C, F, h, w), sigma (B,), condition) -> velocity``; ``Backend.velocity`` is one."""
 
+Evaluate = Callable[[Tensor, Tensor, Sequence[ClipCondition]], Sequence[Tensor]]
+"""``(noisy, sigma (B,), conditions) -> velocities``, one per condition: all branches of a step, perhaps side by side."""
+
 OnStep = Callable[[int, int], None]
 """Called as ``(step, steps)`` after each step, from 1; may raise to end the clip."""
 
@@ -40,6 +43,7 @@ def denoise(
     solver: Solver | str = "euler",
     on_step: OnStep | None = None,
     start: int = 0,
+    evaluate: Evaluate | None = None,
 ) -> Tensor:
     """Latents ``(B, C, F, h, w)`` fp32 of a clip, on the device of the condition.
 
@@ -53,6 +57,7 @@ def denoise(
         solver: descriptor or its name in ``SOLVERS``.
         on_step: called after each step.
         start: step to begin with, for a state that is already part of the way.
+        evaluate: evaluates all branches of a step, instead of ``velocity`` one by one.
     """
     scales = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     method = _solver(solver) if isinstance(solver, str) else solver
@@ -63,7 +68,7 @@ def denoise(
         raise ValueError(f"start must be in [0, {steps - 1}], not {start}")
     levels = sigmas.float().cpu()  # on the CPU, so that no step waits for the device to learn its noise level
     with torch.inference_mode():
-        guided = _Guided(velocity, scales, _branch_conditions(scales, condition, negative_text))
+        guided = _Guided(velocity, scales, _branch_conditions(scales, condition, negative_text), evaluate)
         state = noise.to(condition.values.device, torch.float32)
         history: History | None = None
         for step in range(start, steps):
@@ -99,15 +104,22 @@ class _Guided:
     """The guided velocity, as solvers call it: one forward pass per branch, in fp32 afterwards."""
 
     def __init__(
-        self, velocity: ConditionedVelocity, guidance: Guidance, conditions: dict[Branch, ClipCondition]
+        self,
+        velocity: ConditionedVelocity,
+        guidance: Guidance,
+        conditions: dict[Branch, ClipCondition],
+        evaluate: Evaluate | None = None,
     ) -> None:
         self.velocity, self.guidance, self.conditions = velocity, guidance, conditions
+        self.evaluate = evaluate or self._one_by_one
+
+    def _one_by_one(self, noisy: Tensor, sigma: Tensor, conditions: Sequence[ClipCondition]) -> Sequence[Tensor]:
+        return [self.velocity(noisy, sigma, condition) for condition in conditions]
 
     def __call__(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         level = float(sigma)
         batch = sigma.to(noisy.device).expand(noisy.shape[0])
-        predictions = {
-            branch: self.velocity(noisy, batch, self.conditions[branch]).float()
-            for branch in self.guidance.branches(level)
-        }
+        branches = self.guidance.branches(level)
+        found = self.evaluate(noisy, batch, [self.conditions[branch] for branch in branches])
+        predictions = {branch: value.float() for branch, value in zip(branches, found, strict=True)}
         return self.guidance.combine(level, predictions)

@@ -120,8 +120,9 @@ class PocketTruth:
 
 class _Clips:
     def __init__(self, sample: Sample, world: World) -> None:
-        self.borders = [*sample.borders, sample.num_frames]
-        self.starts, self.fps = [0, *sample.borders], sample.fps
+        usual = float(np.median(np.diff([0, *sample.borders])))
+        inside = [border for border in sample.borders if sample.num_frames - border >= usual / 2]  # a stump is no clip
+        self.borders, self.starts, self.fps = [*inside, sample.num_frames], [0, *inside], sample.fps
         self.gauge = Gauge(world, fps=round(sample.fps))
         self.waiting: list[np.ndarray] = []
         self.count = 0

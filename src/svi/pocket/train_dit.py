@@ -25,10 +25,9 @@ from svi.pocket.trainloop import Bfloat16, Stage
 BATCH = 16
 TEXT_DROPOUT = 0.12
 SHIFT = 5.0  # density of the noise levels: that of generation
-ACTIVE, MOST = (
-    0.6,
-    5.0,
-)  # share of the loss that follows what changes, and how much more one latent cell may count than another
+# Share of the loss that follows what changes: while the learning rate is constant, and while it falls.
+ACTIVE, CALM, FALLING_FROM = 0.6, 0.2, 0.6
+MOST = 5.0  # how much more one latent cell may count than another
 SIGMA_BUCKETS = 4
 
 
@@ -38,7 +37,7 @@ def draw_sigma(batch: int, generator: torch.Generator) -> Tensor:
     return SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
 
 
-def activity(clean: Tensor) -> Tensor:
+def activity(clean: Tensor, part: float = ACTIVE) -> Tensor:
     """Weights ``(B, 1, F, h, w)`` of mean about 1 for latents ``(B, C, F, h, w)``: more where something changes over time.
 
     Most of a clip is a background that stays as the first frame has it. What a caption decides moves in a few cells, and
@@ -47,7 +46,7 @@ def activity(clean: Tensor) -> Tensor:
     later = clean[:, :, 1:]  # the first latent frame covers one frame, not four, and differs from the others by that
     change = (later - later.mean(2, keepdim=True)).abs().mean(1, keepdim=True)
     share = (change / change.mean((2, 3, 4), keepdim=True).clamp_min(1e-6)).clamp_max(MOST)
-    return 1 - ACTIVE + ACTIVE * torch.cat([torch.ones_like(share[:, :, :1]), share], dim=2)
+    return 1 - part + part * torch.cat([torch.ones_like(share[:, :, :1]), share], dim=2)
 
 
 def encoded(backend: WanBackend, captions: Sequence[str]) -> Tensor:
@@ -87,7 +86,8 @@ def dit_stage(backend: WanBackend, data: LatentSet, *, steps: int, batch: int = 
         with sdpa_kernel(SDPBackend.MATH):
             predicted = low.run(lambda: predict(values, data.first[index], text, noisy, sigma))
         errors = F.mse_loss(predicted, flow.velocity(clean, noise), reduction="none")
-        per_sample = (errors * activity(clean)).flatten(1).mean(1)
+        part = ACTIVE if step < FALLING_FROM * steps else CALM
+        per_sample = (errors * activity(clean, part)).flatten(1).mean(1)
         parts = per_sample.detach().chunk(SIGMA_BUCKETS)  # sigma is stratified, hence sorted
         return per_sample.mean(), {f"sigma_{i}": part.mean().item() for i, part in enumerate(parts)}
 
@@ -100,7 +100,7 @@ def dit_stage(backend: WanBackend, data: LatentSet, *, steps: int, batch: int = 
         warmup=100,
         weight_decay=0.02,
         final_lr_ratio=0.02,
-        decay_from=0.6,
+        decay_from=FALLING_FROM,
         optimizer="muon",
         ema_decay=0.998,
     )

@@ -1,1 +1,1 @@
-"""The metrics, by family."""
+"""The metrics, one module per family; each imports its libraries when it starts."""

@@ -116,6 +116,17 @@ def _metric_words(verb: argparse.ArgumentParser) -> None:
         "--parity", type=values.one_of("parity", lambda: ["vbench", "clean"]), metavar="MODE", help=parity
     )
     verb.add_argument("--weights", metavar="DIR", help="folder of weight files (default: $SVI_METRIC_WEIGHTS, caches)")
+    verb.add_argument(
+        "--sha256",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=HASH",
+        help="of a weight file that is a program",
+    )
+    verb.add_argument(
+        "--interpolator", metavar="PACKAGE.MODULE:FUNCTION", help="makes the frame between two, for motion_smoothness"
+    )
     verb.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... (default: the best there is)")
 
 

@@ -170,7 +170,13 @@ def _metrics(args: argparse.Namespace, suite: str | None) -> list[Metric]:
     from svi.evaluation.suites import get_suite
 
     profile = args.profile or (get_suite(suite).profile if suite else "fast-cpu")
-    options = Options(mode=args.parity or "vbench", device=args.device, weights=_path(args.weights))
+    options = Options(
+        mode=args.parity or "vbench",
+        device=args.device,
+        weights=_path(args.weights),
+        hashes={name: str(value) for name, value in _named(args.sha256).items()},
+        interpolator=args.interpolator,
+    )
     return of_profile(profile, options, more=args.metrics)
 
 

@@ -78,8 +78,8 @@ def probe(path: Path, *, fps: float | None = None) -> VideoInfo:
     Raises:
         UnusableVideoError: not a video, damaged or cut short.
     """
-    with _opened(path) as (container, stream):
-        first = next(iter(_decoded(container, stream)), None)
+    with opened(path) as (container, stream):
+        first = next(iter(decoded(container, stream)), None)
         if first is None:
             raise UnusableVideoError("it holds no frames")
         aspect = stream.sample_aspect_ratio
@@ -87,15 +87,15 @@ def probe(path: Path, *, fps: float | None = None) -> VideoInfo:
         if _quarter_turns(first) % 2:
             width, height = height, width
     width, height = max(1, round(width)), max(1, round(height))
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         pts = _timestamps(container, stream)
         unit, codec = float(stream.time_base), str(stream.codec_context.name)
     if pts is not None:
         ordered = np.unique(np.asarray(pts, dtype=np.int64))
         times = (ordered - ordered[0]) * unit
     else:
-        with _opened(path) as (container, stream):
-            ordered = np.arange(sum(1 for _ in _decoded(container, stream)))
+        with opened(path) as (container, stream):
+            ordered = np.arange(sum(1 for _ in decoded(container, stream)))
             times = ordered / float(stream.average_rate or fps or 1)
     times = times if fps is None else np.arange(len(ordered)) / fps
     return VideoInfo(width, height, ordered, times, codec, counted=pts is None)
@@ -122,7 +122,7 @@ def read_frames(path: Path, info: VideoInfo, numbers: Sequence[int], view: Calla
         # Some files lead a seek astray: then from the beginning.
         for seek in (False,) if info.counted else (True, False):
             for pts, frame in _frames_at(path, wanted, seek=seek, counted=info.counted):
-                found[wanted[pts]] = view(_upright(frame))
+                found[wanted[pts]] = view(upright(frame))
             if all(number in found for number in group):
                 break
         else:
@@ -142,11 +142,11 @@ def _groups(numbers: list[int]) -> Iterator[list[int]]:
 def _frames_at(path: Path, wanted: Iterable[int], *, seek: bool, counted: bool) -> Iterator[tuple[int, Any]]:
     """Decoded frames whose timestamps (``counted``: numbers) are wanted, up to the last one."""
     left = set(wanted)
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         if seek and min(left) > 0:
             with contextlib.suppress(av.FFmpegError, OSError):
                 container.seek(min(left), stream=stream, backward=True)
-        for number, frame in enumerate(_decoded(container, stream)):
+        for number, frame in enumerate(decoded(container, stream)):
             pts = number if counted else frame.pts
             if pts in left:
                 left.remove(pts)
@@ -156,7 +156,7 @@ def _frames_at(path: Path, wanted: Iterable[int], *, seek: bool, counted: bool) 
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container and its video stream."""
     try:
         if path.stat().st_size == 0:
@@ -172,7 +172,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+def decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames of an open container, in order; a damaged one ends with an :class:`UnusableVideoError`."""
     try:
         for frame in container.decode(stream):
             if frame.is_corrupt:
@@ -218,7 +219,7 @@ def _quarter_turns(frame: Any) -> int:
     return round(int(frame.rotation or 0) / 90) % 4
 
 
-def _upright(frame: Any) -> Array:
+def upright(frame: Any) -> Array:
     """``(H, W, 3)`` uint8 RGB, turned as the file says."""
     untagged_hd = int(frame.colorspace) == UNSPECIFIED and frame.height >= HD_HEIGHT
     matrix = {"src_colorspace": Colorspace.ITU709} if untagged_hd else {}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from svi.data.video import UnusableVideoError, VideoInfo, _decoded, _opened, _upright, probe
+from svi.data.video import UnusableVideoError, VideoInfo, decoded, opened, upright, probe
 from svi.files import file_sha256
 
 BATCH = 16  # frames
@@ -154,16 +154,16 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def _look_at_file(path: Path, fps: float | None) -> Video:
-    with _opened(path) as (_, stream):
+    with opened(path) as (_, stream):
         if stream.codec_context is None:
             raise UnusableVideoError("nothing here can decode its codec", "encode it as H.264")
     info = probe(path, fps=fps)
     notes: list[str] = []
-    with _opened(path) as (container, stream):
-        first = next(iter(_decoded(container, stream)), None)
+    with opened(path) as (container, stream):
+        first = next(iter(decoded(container, stream)), None)
         if first is None:
             raise UnusableVideoError("it holds no frames")
-        height, width = _upright(first).shape[:2]
+        height, width = upright(first).shape[:2]
         _check_opaque(first, 0)
         components = first.format.components
         bits = max((part.bits for part in components), default=8)
@@ -208,15 +208,15 @@ def _usual_rate(fps: float) -> float:
 
 def _file_frames(path: Path, info: VideoInfo) -> Iterator[Array]:
     wanted = None if info.counted else {int(pts) for pts in info.pts}
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         number = 0
-        for frame in _decoded(container, stream):
+        for frame in decoded(container, stream):
             if wanted is not None:
                 if frame.pts not in wanted:  # outside what the container's edit list shows
                     continue
                 wanted.remove(frame.pts)
             _check_opaque(frame, number)
-            yield _upright(frame)
+            yield upright(frame)
             number += 1
 
 

@@ -38,6 +38,8 @@ class Options:
         device, dtype: of networks.
         weights: folder of weight files; None = what ``SVI_METRIC_WEIGHTS`` says and the caches of other programs.
         paths: weight files by name.
+        hashes: SHA-256 by name, of weight files that are programs and whose hash is not published (FVD's network).
+        interpolator: ``package.module:function`` that makes the frame between two, for ``motion_smoothness``.
         batch_size: frames that a network takes at a time.
     """
 
@@ -46,6 +48,8 @@ class Options:
     dtype: str = "float32"
     weights: Path | None = None
     paths: Mapping[str, Path] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    interpolator: str | None = None
     batch_size: int = 8
 
 
@@ -202,10 +206,11 @@ def _make(place: Place, options: Options, long: bool) -> Metric:
     setup = Setup(
         mode=options.mode,
         profile="long" if long else "paper",
-        places=Places(paths=options.paths, folder=options.weights),
+        places=Places(paths=options.paths, folder=options.weights, hashes=options.hashes),
         device=str(choose(options.device).device),
         dtype=options.dtype,
         batch_size=options.batch_size,
     )
-    network: Metric = found(setup, **place.options)
+    plugin = {"plugin": options.interpolator} if place.attribute == "MotionSmoothness" else {}
+    network: Metric = found(setup, **plugin, **place.options)
     return network

@@ -24,18 +24,22 @@ from svi.generation.events import Listener, silent
 from svi.generation.run import Run
 from svi.generation.storyboard_edit import followed_by, with_prompt
 from svi.job import (
+    Followed,
     Job,
     branch_folder,
+    dismissing,
     go,
+    led,
     load_choice,
     model_choice,
     opened,
     run_backend,
     run_name,
+    shared,
     stream_clips,
     target_of,
 )
-from svi.options import BranchOptions, GenerateOptions, Machine, Model, Place, place_of, split
+from svi.options import BranchOptions, GenerateOptions, Machine, Model, Running, place_of, split
 from svi.prepare import Length, Prompts, new_run_folder, read_story
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ def load(
     dtype: str | None = None,
     download: bool = False,
     on_event: Listener = silent,
+    **running: Unpack[Running],
 ) -> Backend:
     """Load a model with its LoRAs.
 
@@ -61,14 +66,18 @@ def load(
         device, dtype: None = the best there is; ``svi doctor`` tells the reasons.
         download: whether a hub model that is not here may be fetched.
         on_event: gets one ``Notice`` per stage.
+        running: :class:`svi.options.Running`.
 
     Raises:
         UserError: for an unknown model, damaged or missing files, a LoRA that does not fit.
     """
-    place = Place(device, dtype, download, on_event)
+    place = place_of(
+        {"device": device, "dtype": dtype, "download": download, "on_event": on_event, "should_stop": None, **running}
+    )
     return load_choice(model_choice(model, loras, place), on_event)
 
 
+@led
 def generate(
     image: Source | None = None,
     prompts: Prompts | None = None,
@@ -103,8 +112,9 @@ def generate(
     sampling, place = split(options)
     length = Length(clips, seconds, endless)
     folder = new_run_folder(out, run_name(image, prompts))
-    job = Job.prepare(image, prompts, length, sampling, model, loras, place)
-    return go(job.new_run(folder), job.backend, place)
+    job = Job.prepare(image, prompts, length, sampling, model, loras, place, folder)
+    with dismissing(job.backend):
+        return go(job.new_run(folder), job.backend, place)
 
 
 def stream(
@@ -140,12 +150,17 @@ def stream(
         first = next(live, "")
         prompts, live = [first], itertools.chain([first], live)
     folder = None if out is None else new_run_folder(out, "")
-    job = Job.prepare(image, cast("Prompts | None", prompts), length, sampling, model, loras, place)
+    try:
+        job = Job.prepare(image, cast("Prompts | None", prompts), length, sampling, model, loras, place, folder)
+    except Followed:
+        return iter(())
     if folder is None:
-        return stream_clips(job.prepared, job.backend, place, live)
-    return job.new_run(folder).stream(job.backend, on_event=place.on_event, should_stop=place.should_stop)
+        return shared(stream_clips(job.prepared, job.backend, place, live), job.backend)
+    run = job.new_run(folder)
+    return shared(run.stream(job.backend, on_event=place.on_event, should_stop=place.should_stop), job.backend)
 
 
+@led
 def resume(run: AnyRun, *, model: Model | None = None, **options: Unpack[Machine]) -> Run:
     """Go on with a run that was stopped. ``model``: None = the one that the run was made with.
 
@@ -153,9 +168,12 @@ def resume(run: AnyRun, *, model: Model | None = None, **options: Unpack[Machine
         UserError: for a damaged run, and for weights or LoRAs that changed.
     """
     run, place = opened(run), place_of(options)
-    return go(run, run_backend(run, model, place), place)
+    backend = run_backend(run, model, place)
+    with dismissing(backend):
+        return go(run, backend, place)
 
 
+@led
 def extend(
     run: AnyRun,
     prompts: Prompts | None = None,
@@ -181,11 +199,13 @@ def extend(
     story = None if more is None else followed_by(run.storyboard(), end, more)
     added = more.planned_clips if more is not None and not length.given else length.added(run.settings)
     backend = run_backend(run, model, place)
-    if story is not None:
-        run.edit(story)
-    return go(run, backend, place, clips=None if added is None else end + added, endless=endless)
+    with dismissing(backend):
+        if story is not None:
+            run.edit(story)
+        return go(run, backend, place, clips=None if added is None else end + added, endless=endless)
 
 
+@led
 def retake(
     run: AnyRun,
     clip: int,
@@ -209,12 +229,14 @@ def retake(
         raise UserError(f"clip {clip} does not exist in {run.path}: {have}")
     story = None if prompt is None else with_prompt(run.storyboard(), clip, prompt, clips=target_of(run))
     backend = run_backend(run, model, place)
-    if story is not None:
-        run.edit(story)
-    run.retake(clip, keep_rest=keep_rest, seed=seed)
-    return go(run, backend, place)
+    with dismissing(backend):
+        if story is not None:
+            run.edit(story)
+        run.retake(clip, keep_rest=keep_rest, seed=seed)
+        return go(run, backend, place)
 
 
+@led
 def branch(
     run: AnyRun,
     at: int,
@@ -242,13 +264,14 @@ def branch(
         have = f"it has {run.count} finished clips, so --at is from 0 to {run.count}"
         raise UserError(f"cannot branch {run.path} at clip {at}: {have}")
     folder = branch_folder(run, out)
-    job = Job.branch(run, at, prompts, length, sampling, model, loras, place)
-    new = run.branch(
-        at,
-        folder,
-        settings=job.prepared.settings,
-        storyboard=job.prepared.storyboard,
-        model=job.backend.info,
-        clips=job.prepared.target,
-    )
-    return go(new, job.backend, place)
+    job = Job.branch(run, at, prompts, length, sampling, model, loras, place, folder)
+    with dismissing(job.backend):
+        new = run.branch(
+            at,
+            folder,
+            settings=job.prepared.settings,
+            storyboard=job.prepared.storyboard,
+            model=job.backend.info,
+            clips=job.prepared.target,
+        )
+        return go(new, job.backend, place)

@@ -1,16 +1,21 @@
 """One piece of work for ``svi.api``: inputs checked, model loaded, run opened or made, and set going.
 
-The order is always the same: everything that is cheap to check first, then the weights, then the first file.
+The order is always the same: everything that is cheap to check first, then the weights, then the first file. Where torchrun
+started several processes, all check, the first makes the video, and the others take part in its steps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
+
+import torch
 
 from svi.backends.base import Backend
 from svi.conditioning.memory import ClipMemory
@@ -20,7 +25,7 @@ from svi.generation.clip import Clip, ClipPlan
 from svi.generation.events import Listener, Notice, Step
 from svi.generation.images import Reference
 from svi.generation.lock import holder
-from svi.generation.manifest import RunSettings
+from svi.generation.manifest import RunSettings, check_running, run_running, running_of, running_record
 from svi.generation.plans import clip_plans
 from svi.generation.rollout import Stopped, rollout
 from svi.generation.run import Run
@@ -41,11 +46,15 @@ from svi.prepare import (
     read_story,
     run_loras,
     settings_for,
+    window_of,
 )
 from svi.progress import Loading, Overview
 
 if TYPE_CHECKING:
+    from svi.backends.parallel import Team
     from svi.generation.images import Source
+
+Given = ParamSpec("Given")
 
 
 @dataclass(frozen=True)
@@ -65,20 +74,32 @@ class Job:
         model: Model,
         loras: Sequence[str],
         place: Place,
+        folder: Path | None,
     ) -> Job:
-        """The job of a new video."""
+        """The job of a new video. ``folder``: where its run will be, None = it will not be kept.
+
+        Raises:
+            UserError: for the first mistake found.
+            Followed: in a process that another one led, once that is done.
+        """
         story = Story.read(image, prompts)
         if isinstance(model, Backend):
             prepared = prepare(story, length=length, sampling=sampling, geometry=model.geometry, info=model.info)
             tell(prepared.notes, place.on_event)
-            return cls(prepared, model)
+            return cls.of(prepared, model)
         if place.download:  # what follows may fetch many GB
             story.check_image()
         choice = model_choice(model, loras, place)
         geometry, info = choice.peek()
         prepared = prepare(story, length=length, sampling=sampling, geometry=geometry, info=info)
         tell(prepared.notes, place.on_event)
-        return cls(prepared, load_choice(choice, place.on_event))
+        return cls.of(prepared, load_together(choice, prepared.settings, place, folder))
+
+    @classmethod
+    def of(cls, prepared: Prepared, backend: Backend) -> Job:
+        """With how the model runs, known now that it is loaded, among the settings."""
+        settings = prepared.settings.model_copy(update=running_of(backend))
+        return cls(replace(prepared, settings=settings), backend)
 
     @classmethod
     def branch(
@@ -91,8 +112,9 @@ class Job:
         model: Model | None,
         loras: Sequence[str] | None,
         place: Place,
+        folder: Path,
     ) -> Job:
-        """The job of a branch: what is left out is as in ``run``."""
+        """The job of a branch in ``folder``: what is left out is as in ``run``. Raises as :meth:`prepare` does."""
         more = None if prompts is None else read_story(prompts)[0]
         story = run.storyboard()
         if more is not None:
@@ -107,7 +129,9 @@ class Job:
         settings = settings_for(story, sampling, geometry, info, size, fps=old.fps, shift=old.shift)
         reference = Reference(run.reference(), (), run.manifest.reference.source)
         prepared = Prepared(story, reference, settings, _branch_target(run, at, length, settings, more))
-        return cls(prepared, chosen if isinstance(chosen, Backend) else load_choice(chosen, place.on_event))
+        if isinstance(chosen, Backend):
+            return cls.of(prepared, chosen)
+        return cls.of(prepared, load_together(chosen, settings, place, folder))
 
     def new_run(self, folder: Path) -> Run:
         """A new run folder for this job."""
@@ -127,28 +151,113 @@ def model_choice(model: str | PathLike[str], loras: Sequence[str], place: Place)
         raise UserError(f"loras is a list: write [{loras!r}]")
     # A folder is stored by its full name, so that the run is found again from anywhere.
     name = str(Path(model).absolute()) if Path(model).is_dir() else str(model)
-    choice = ModelChoice(name, tuple(loras), place.device, place.dtype, place.download)
+    choice = ModelChoice(name, tuple(loras), place.device, place.dtype, place.download, place.running)
     choice.check()
     return choice
 
 
-def load_choice(choice: ModelChoice, on_event: Listener) -> Backend:
-    """Load the model; each stage is an event."""
+def load_choice(choice: ModelChoice, on_event: Listener, team: Team | None = None) -> Backend:
+    """Load the model; each stage is an event. ``team``: processes that will share its work."""
     from svi.backends.wan import load_backend
 
     def progress(line: str) -> None:
         on_event(Loading(choice.model, line))
 
-    return load_backend(choice.model, loras=choice.loras, progress=progress, **choice.place)
+    return load_backend(choice.model, loras=choice.loras, progress=progress, team=team, **choice.place)
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+class Followed(Exception):
+    """This process took part in what another one led, and is done. ``folder``: of the run, None = it was not kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__(f"took part in {folder}")
+        self.folder = folder
+
+
+def load_together(choice: ModelChoice, settings: RunSettings, place: Place, folder: Path | None) -> Backend:
+    """The model that ``settings`` are for: alone, or as the first of the processes that torchrun started.
+
+    Raises:
+        UserError: as :func:`load_choice`, and for a device by number where there are several processes.
+        Followed: in the other processes, which work here until :func:`dismissing` lets them go.
+    """
+    from svi.backends import parallel
+
+    choice = replace(choice, window=window_of(settings))
+    if not parallel.launched():
+        return load_choice(choice, place.on_event)
+    if place.device not in (None, "cpu", "cuda"):
+        raise UserError(f"each process takes a device of its own, so none can be on {place.device}: leave --device out")
+    device = torch.device("cpu") if place.device == "cpu" else None
+    team = parallel.join(guided=settings.guidance != 1, device=device)
+    backend = load_choice(choice, place.on_event, team)
+    if team.leads:
+        place.on_event(Loading(choice.model, team.line()))
+        return parallel.Leading(backend, team)
+    parallel.follow(backend, team)
+    parallel.dismiss(team)
+    raise Followed(folder)
+
+
+@contextlib.contextmanager
+def dismissing(backend: Backend) -> Iterator[None]:
+    """At the end let the processes go that take part in ``backend``.
+
+    After a fault of the program nobody knows what they wait for: the exit code of this process makes torchrun end them.
+    """
+    from svi.backends import parallel
+
+    def dismiss() -> None:
+        if isinstance(backend, parallel.Leading):
+            parallel.dismiss(backend.team)
+
+    try:
+        yield
+    except (UserError, GeneratorExit):
+        dismiss()
+        raise
+    dismiss()
+
+
+def shared(clips: Iterator[Clip], backend: Backend) -> Iterator[Clip]:
+    """``clips``, after the last of which :func:`dismissing` lets go."""
+    with dismissing(backend):
+        yield from clips
+
+
+def led(make: Callable[Given, Run]) -> Callable[Given, Run]:
+    """What makes a run, such that processes that only took part return that run as well."""
+
+    @wraps(make)
+    def call(*args: Given.args, **options: Given.kwargs) -> Run:
+        try:
+            return make(*args, **options)
+        except Followed as done:
+            if done.folder is None:
+                raise
+            return Run.open(done.folder)
+
+    return call
 
 
 def run_backend(run: Run, model: Model | None, place: Place) -> Backend:
-    """The model of a run: the one given, else the one that the run was made with."""
+    """The model of a run, running as it did: the one given, else the one that the run was made with.
+
+    Raises:
+        UserError: for one that would run otherwise, so that later clips would not fit the earlier ones.
+        Followed: in a process that another one led, once that is done.
+    """
     if isinstance(model, Backend):
+        check_running(run.settings, running_of(model))
         return model
-    record = run.manifest.model
-    choice = model_choice(model or record.name, run_loras(record, run.settings), place)
-    return load_choice(choice, place.on_event)
+    record, settings = run.manifest.model, run.settings
+    place = replace(place, running=run_running(settings, place.running))
+    choice = model_choice(model or record.name, run_loras(record, settings), place)
+    check_running(settings, running_record(choice.look()))
+    return load_together(choice, settings, place, run.path)
 
 
 def _branch_choice(
@@ -156,6 +265,7 @@ def _branch_choice(
 ) -> ModelChoice:
     record = run.manifest.model
     specs = run_loras(record, run.settings) if loras is None and model is None else tuple(loras or ())
+    place = replace(place, running=run_running(run.settings, place.running))
     return model_choice(model or record.name, specs, place)
 
 
@@ -274,7 +384,5 @@ def stream_clips(prepared: Prepared, backend: Backend, place: Place, live: Itera
         on_step=on_step,
         should_stop=place.should_stop,
     )
-    try:
+    with contextlib.suppress(Stopped):
         yield from clips
-    except Stopped:
-        return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, TypedDict
 
@@ -48,8 +48,30 @@ class Window(TypedDict, total=False):
     size: tuple[int, int] | None
 
 
-class Machine(TypedDict, total=False):
-    """Where the work is done, and who watches.
+class Running(TypedDict, total=False):
+    """How a model runs (:func:`svi.backends.placement.choose`). Left out: what the machine has, nothing approximated.
+
+    Keys:
+        memory: ``auto`` (on a GPU unless said otherwise), ``resident``, ``offload`` or ``low``.
+        speed: ``reference``, ``balanced`` or ``draft``, see ``svi.speed.SPEEDS``.
+        attention, compile, cache_threshold: single knobs of ``speed``.
+        quantise: how weights are stored (``fp8``, ``int8``, ``nf4`` ...); ``none`` = as they are, in every profile.
+        text: where the text encoder works: ``device``, ``visit`` or ``cpu``.
+        disk: folder in which blocks wait instead of RAM.
+    """
+
+    memory: str | None
+    speed: str | None
+    attention: str | None
+    compile: bool | None
+    cache_threshold: float | None
+    quantise: str | None
+    text: str | None
+    disk: str | PathLike[str] | None
+
+
+class Machine(Running, total=False):
+    """Where the work is done and how, and who watches.
 
     Keys:
         device, dtype: of the model; left out: the best there is (``svi doctor`` tells the reasons).
@@ -82,6 +104,14 @@ class Place:
     download: bool = False
     on_event: Listener = silent
     should_stop: ShouldStop | None = None
+    running: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Place:
+        """From options that may be None, which is as good as left out; those of :class:`Running` stay together."""
+        running = {name: options[name] for name in Running.__annotations__ if options.get(name) is not None}
+        rest = {name: value for name, value in options.items() if name not in Running.__annotations__}
+        return cls(**rest, running=running)
 
 
 def split(
@@ -95,7 +125,7 @@ def split(
     given: dict[str, Any] = dict(options)
     _check_names(given, known)
     place = {name: given.pop(name) for name in Machine.__annotations__ if name in given}
-    return Sampling(**given), Place(**place)
+    return Sampling(**given), Place.of(place)
 
 
 def place_of(options: Machine) -> Place:
@@ -105,7 +135,7 @@ def place_of(options: Machine) -> Place:
         TypeError: for an unknown name; the message names the nearest.
     """
     _check_names(options, Machine)
-    return Place(**options)
+    return Place.of(options)
 
 
 def _check_names(given: Iterable[str], known: type) -> None:

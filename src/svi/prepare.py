@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fractions import Fraction
 from os import PathLike
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from svi.backends.base import ModelInfo
 from svi.backends.lora import CHECKPOINT_SUFFIXES, find_lora, names_file, parse_spec
+from svi.backends.memory import Window
+from svi.backends.parallel import launched
 from svi.backends.peek import peek
-from svi.backends.placement import choose
+from svi.backends.placement import NO_QUANTISATION, Placement, choose
 from svi.backends.weights import find_model
 from svi.conditioning.policy import get_policy
 from svi.errors import UserError
@@ -32,12 +34,15 @@ from svi.generation.run_folder import check_new
 from svi.generation.stitch import clips_for_seconds
 from svi.generation.storyboard import Storyboard, storyboard_from_prompts
 from svi.geometry import Geometry
+from svi.speed import get_speed
 
 if TYPE_CHECKING:
     from svi.generation.images import Source
 
 Prompts = str | PathLike[str] | Sequence[str] | Storyboard
 RUNS = Path("runs")
+AS_PUBLISHED: dict[str, Any] = {"speed": get_speed("reference"), "quantise": NO_QUANTISATION}
+"""Knobs as a run has them for which none was turned."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +119,24 @@ class Prepared:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model, where and how; see ``svi.load``."""
+    """Which model, where and how; see ``svi.load``.
+
+    Attributes:
+        running: knobs of :func:`svi.backends.placement.choose` that were turned.
+        window: of the clips, for the estimate of memory.
+    """
 
     model: str = "pocket"
     loras: tuple[str, ...] = ()
     device: str | None = None
     dtype: str | None = None
     download: bool = False
+    running: Mapping[str, Any] = field(default_factory=dict)
+    window: Window | None = None
 
     def check(self) -> None:
-        """Refuse an unknown device, dtype or LoRA, without loading anything; LoRA files before a model is fetched."""
-        choose(self.device, self.dtype)
+        """Refuse an unknown device, dtype, knob or LoRA, without loading anything; LoRA files before a model is fetched."""
+        self.look()
         named = [spec for spec in self.loras if not names_file(spec)]
         for spec in self.loras:
             if spec not in named:
@@ -135,7 +147,35 @@ class ModelChoice:
     @property
     def place(self) -> dict[str, Any]:
         """The arguments of ``load_backend`` beside model and LoRAs."""
-        return {"device": self.device, "dtype": self.dtype, "allow_download": self.download}
+        where = {"device": self.device, "dtype": self.dtype, "allow_download": self.download}
+        return {**where, **self._running()}
+
+    def look(self) -> Placement:
+        """How it would run, as far as that can be told without looking at the model.
+
+        Raises:
+            UserError: for what this machine or nobody has.
+        """
+        disk = self.running.get("disk")
+        if disk is not None and Path(disk).exists() and not Path(disk).is_dir():
+            raise UserError(f"blocks cannot wait in {disk}: it is no folder")
+        return choose(self.device, self.dtype, download=self.download, **self._knobs())
+
+    def _knobs(self) -> dict[str, Any]:
+        disk = self.running.get("disk")
+        return {**self.running, "disk": None if disk is None else Path(disk)}
+
+    def _window(self) -> Window:
+        geometry, _ = self.peek()
+        return Window(geometry.height, geometry.width, geometry.num_frames)
+
+    def _running(self) -> dict[str, Any]:
+        """As ``load_backend`` takes it. A card is looked at; a CPU works where the weights are, so nothing is decided unasked."""
+        card = choose(self.device).device.type == "cuda"
+        if not card and all(AS_PUBLISHED.get(name) == value for name, value in self.running.items()):
+            return {}
+        memory = {"memory": "auto" if card else "resident"}
+        return {**memory, **self._knobs(), "window": self.window or self._window(), "download": self.download}
 
     def peek(self) -> tuple[Geometry, ModelInfo]:
         """Shapes, recommended settings and LoRA strengths of the model, without its weights."""
@@ -295,8 +335,10 @@ def new_run_folder(out: str | PathLike[str] | None, name: str) -> Path:
     """Where a new run goes: ``out``, or a new folder in ``runs`` called after ``name`` and the time.
 
     Raises:
-        UserError: if it exists already, or cannot be made.
+        UserError: if it exists already, or cannot be made; of several processes each would find another name.
     """
+    if out is None and launched():
+        raise UserError("several processes make one run: name its folder with --out RUN")
     if out is None:
         stem = f"{slug(name)}-{datetime.now():%Y%m%d-%H%M%S}"
         counted = (RUNS / (stem if n == 1 else f"{stem}-{n}") for n in itertools.count(1))
@@ -317,3 +359,8 @@ def slug(text: str) -> str:
 def run_loras(record: ModelRecord, settings: RunSettings) -> tuple[str, ...]:
     """The LoRAs that a run was made with, as ``SOURCE:STRENGTH``."""
     return tuple(f"{record.lora_sources.get(name, name)}:{settings.loras.get(name, 1.0)!r}" for name in record.loras)
+
+
+def window_of(settings: RunSettings) -> Window:
+    """The shape of a run's clips, as estimates of memory take it."""
+    return Window(settings.height, settings.width, settings.num_frames)

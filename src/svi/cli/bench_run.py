@@ -174,7 +174,10 @@ def _metrics(args: argparse.Namespace, suite: str | None) -> list[Metric]:
         mode=args.parity or "vbench",
         device=args.device,
         weights=_path(args.weights),
-        hashes={name: str(value) for name, value in _named(args.sha256).items()},
+        hashes={
+            name: str(value)
+            for name, value in _named(args.sha256, "--sha256", "HASH", "a weight's name and its hash").items()
+        },
         interpolator=args.interpolator,
     )
     return of_profile(profile, options, more=args.metrics)
@@ -184,14 +187,19 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def _named(texts: Sequence[str]) -> dict[str, Path]:
+def _named(
+    texts: Sequence[str],
+    option: str = "--videos",
+    form: str = "PATH",
+    what: str = "the method's name and its folder or manifest",
+) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
-            raise UserError(f"--videos {text}: write NAME=PATH, the method's name and its folder or manifest")
+            raise UserError(f"{option} {text}: write NAME={form}, {what}")
         if name in found:
-            raise UserError(f"--videos names {name!r} twice")
+            raise UserError(f"{option} names {name!r} twice")
         found[name] = Path(path)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from svi.cli import DONE, values
@@ -40,33 +41,28 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
-def add_placement_words(parser: argparse.ArgumentParser) -> None:
-    """Where and how a model runs: words that other commands share."""
+def add_placement_words(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where and how a model runs: words that other commands share, as a group that they may add to."""
     group = parser.add_argument_group("machine (defaults: what this machine has; svi doctor tells)")
-    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...")
+    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps ...")
     group.add_argument("--dtype", metavar="TYPE", help="bf16 or fp32")
-    group.add_argument("--memory", default="auto", metavar="M", help="auto, resident, offload or low (default: auto)")
-    group.add_argument(
-        "--speed", default="reference", metavar="S", help="reference, balanced or draft (default: reference)"
-    )
+    group.add_argument("--memory", metavar="M", help="auto, resident, offload or low (default on a GPU: auto)")
+    group.add_argument("--speed", metavar="S", help="reference, balanced or draft (default: reference)")
     group.add_argument("--attention", metavar="NAME", help="native, best, or an implementation by name")
     group.add_argument("--quantise", metavar="HOW", help="fp8, int8, fp8-fast, nf4 or none")
     group.add_argument("--text-encoder", metavar="WHERE", help="device, visit or cpu")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="compile the blocks")
+    threshold = "skip steps that change less than this share: approximate (draft: 0.1)"
+    group.add_argument("--cache-threshold", type=values.number(above=True), metavar="X", help=threshold)
+    group.add_argument("--disk", type=Path, metavar="FOLDER", help="where blocks wait instead of in RAM")
+    return group
 
 
 def placement_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Those words as arguments of ``svi.backends.placement.choose``."""
-    return dict(
-        device=args.device,
-        dtype=args.dtype,
-        memory=args.memory,
-        speed=args.speed,
-        attention=args.attention,
-        quantise=args.quantise,
-        text=args.text_encoder,
-        compile=args.compile,
-    )
+    """Those words that were given, as arguments of ``svi.backends.placement.choose``."""
+    words = ("device", "dtype", "memory", "speed", "attention", "quantise", "compile", "cache_threshold", "disk")
+    asked = {**{name: getattr(args, name) for name in words}, "text": args.text_encoder}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,8 @@ def retake(args: argparse.Namespace) -> int:
 
 def perform(args: argparse.Namespace, work: Work) -> int:
     """Do the work of a command that makes clips: shows progress, stops on Ctrl-C, tells the exit code."""
+    from svi.cli.bench_speed import placement_options
+
     _threads(args.threads)
     show: Reporter = reporter(_mode(args))
     interrupt = Interrupt()
@@ -137,12 +140,13 @@ def perform(args: argparse.Namespace, work: Work) -> int:
         show(event)
 
     machine = {
-        "device": args.device,
-        "dtype": args.dtype,
+        **placement_options(args),
         "download": args.download,
         "on_event": on_event,
         "should_stop": interrupt.asked,
     }
+    if _follows():  # a signal is for the process that leads
+        interrupt.arm()
     with interrupt, show:
         done = work(machine)
     return DONE if done.status().finished or not interrupt.asked() else INTERRUPTED
@@ -177,7 +181,14 @@ def _pictures(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _mode(args: argparse.Namespace) -> Mode:
+    if _follows():
+        return "quiet"
     return "json" if args.json else "quiet" if args.quiet else "plain" if args.plain else "auto"
+
+
+def _follows() -> bool:
+    """Whether torchrun started this process beside one that leads, and speaks."""
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 def _threads(count: int | None) -> None:

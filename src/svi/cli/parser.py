@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from svi.cli import bench, doctor, drift, lora, models, train, values
+from svi.cli import bench, bench_speed, doctor, drift, lora, models, train, values
 from svi.errors import UserError, nearest
 
 FORMATS = ("mp4", "gif", "webp", "frames")
-DTYPES = ("float32", "bfloat16", "float16")
 
 MAIN = """\
 Endless videos from one image and a stream of prompts.
@@ -163,14 +162,7 @@ def _add_output(parser: Parser) -> None:
 
 
 def _add_machine(parser: Parser) -> None:
-    group = parser.add_argument_group("machine")
-    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    group.add_argument(
-        "--dtype",
-        type=values.one_of("dtype", lambda: list(DTYPES)),
-        metavar="DTYPE",
-        help=f"{', '.join(DTYPES)} (default: what the device is good at; `svi doctor` says why)",
-    )
+    group = bench_speed.add_placement_words(parser)
     group.add_argument("--threads", type=values.whole(), metavar="N", help="CPU threads (default: all)")
     group.add_argument("--download", action="store_true", help="allow fetching a hub model that is not here yet")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from svi.data.video import UnusableVideoError, VideoInfo, decoded, opened, upright, probe
+from svi.data.video import UnusableVideoError, VideoInfo, decoded, opened, probe, upright
 from svi.files import file_sha256
 
 BATCH = 16  # frames

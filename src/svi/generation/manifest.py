@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svi import __version__
-from svi.backends.base import ModelInfo
+from svi.backends.base import Backend, ModelInfo
+from svi.backends.placement import NO_QUANTISATION, Placement
 from svi.conditioning.policy import get_policy
 from svi.errors import UserError, nearest
 from svi.generation.storyboard import MAX_SEED, Storyboard
 from svi.geometry import Geometry
 from svi.solvers import SOLVERS
+from svi.speed import get_speed
 
 DEFAULT_PRESET = "wan"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "av", "pillow", "numpy")
@@ -31,7 +34,10 @@ class _Frozen(BaseModel):
 
 
 class RunSettings(_Frozen):
-    """Settings of a whole run, resolved: nothing is left to defaults that could change later."""
+    """Settings of a whole run, resolved: nothing is left to defaults that could change later.
+
+    Those in ``RUNNING`` say how the model ran, as far as it changes pixels; a run from before they were kept had the defaults.
+    """
 
     preset: str
     height: int
@@ -45,6 +51,13 @@ class RunSettings(_Frozen):
     solver: str = "euler"
     negative_prompt: str = ""
     loras: dict[str, float] = Field(default_factory=dict)
+    speed: str = "reference"
+    attention: str = "native"
+    quantise: str = NO_QUANTISATION
+    cache_threshold: float | None = None
+
+
+RUNNING = ("speed", "attention", "quantise", "cache_threshold")
 
 
 class ModelRecord(_Frozen):
@@ -141,16 +154,61 @@ def check_settings(settings: RunSettings, made_with: Mapping[str, Any], clip: in
     Raises:
         UserError: naming every difference.
     """
+    before = {**{name: RunSettings.model_fields[name].default for name in RUNNING}, **made_with}
     changed = [
-        f"{name} was {made_with.get(name)!r}, is {value!r}"
+        f"{name} was {before.get(name)!r}, is {value!r}"
         for name, value in settings.model_dump(mode="json").items()
-        if value != made_with.get(name)
+        if value != before.get(name)
     ]
     if changed:
         raise UserError(
             f"run.json changed since clip {clip} was made: {'; '.join(changed)}; put it back: a run keeps its settings, "
             "`svi branch` goes on with others"
         )
+
+
+def check_running(settings: RunSettings, running: Mapping[str, Any]) -> None:
+    """Refuse a model that runs otherwise than the run's clips were made. ``running``: values of ``RUNNING`` by name.
+
+    Raises:
+        UserError: naming every difference.
+    """
+    was = {name: getattr(settings, name) for name in running}
+    changed = [f"{name} was {was[name]!r}, is {value!r}" for name, value in running.items() if value != was[name]]
+    if changed:
+        raise UserError(
+            f"this run was made in another way: {'; '.join(changed)}; leave that out to go on as it was, "
+            "or use `svi branch` to go on otherwise"
+        )
+
+
+def running_record(placement: Placement) -> dict[str, Any]:
+    """What of a placement changes pixels, under the names of ``RunSettings``."""
+    return {
+        "speed": placement.speed.name,
+        "attention": placement.attention,
+        "quantise": placement.quantise or NO_QUANTISATION,
+        "cache_threshold": placement.speed.cache_threshold,
+    }
+
+
+def running_of(backend: Backend) -> dict[str, Any]:
+    """:func:`running_record` of a loaded model; empty where it does not say how it runs."""
+    placement = getattr(getattr(backend, "backend", backend), "placement", None)  # ``Leading`` holds the model
+    return running_record(placement) if isinstance(placement, Placement) else {}
+
+
+def run_running(settings: RunSettings, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs for going on with a run: what is asked for, else as its clips were made.
+
+    Raises:
+        UserError: where ``run.json`` names a speed preset that nobody knows.
+    """
+    name, *changes = settings.speed.split("+")
+    compiled = dict(change.partition("=")[::2] for change in changes).get("compile")
+    speed = get_speed(name, compile=None if compiled is None else compiled == "True")
+    speed = replace(speed, name=settings.speed, attention=settings.attention, cache_threshold=settings.cache_threshold)
+    return {"speed": speed, "quantise": settings.quantise, **asked}
 
 
 def check_model(record: ModelRecord, info: ModelInfo) -> None:

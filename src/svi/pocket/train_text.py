@@ -169,7 +169,7 @@ def text_stage(
         torch.manual_seed(seed)
         reader = Reader(encoder.config.d_model)
     lessons = [Lesson.of(asked, tokenizer) for asked in draw_questions(seed, captions)]
-    unseen = [Lesson.of(_asked(HELD_OUT + index, index), tokenizer) for index in range(400)]
+    unseen = [Lesson.of(_asked(HELD_OUT + index, index), tokenizer) for index in range(min(400, captions))]
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(lessons), (BATCH,), generator=generator).tolist()

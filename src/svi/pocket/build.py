@@ -1,8 +1,8 @@
 """Make the pocket model from nothing: ``svi pocket build``.
 
 Stages, each resumable: the VAE (``train_vae``), latents of a fixed set of clips (``encode``), the text encoder
-(``train_text``), the diffusion transformer with its image encoder (``train_dit``), and the VAE's decoder once more, which
-leaves the latents alone. Kill it at any time and run the same command again. What comes out is an ordinary diffusers folder.
+(``train_text``), the diffusion transformer with its image encoder (``train_dit``). Kill it at any time and run the same
+command again. What comes out is an ordinary diffusers folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from svi.pocket.components import SETTINGS, Components, new_components, save_com
 from svi.pocket.encode import clip_of, drill_of, encode, joined
 from svi.pocket.train_dit import BATCH, dit_stage
 from svi.pocket.train_text import CAPTIONS, STEPS, text_stage
-from svi.pocket.train_vae import DECODER, PHASES, POLISH, Phase, latent_statistics, vae_stage, widen
+from svi.pocket.train_vae import PHASES, POLISH, Phase, latent_statistics, vae_stage, widen
 from svi.pocket.trainloop import train
 
 
@@ -128,10 +128,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     stage = dit_stage(training_backend(parts), data, steps=options.steps, batch=options.batch)
     train(stage, options.out, seed=options.seed, console=console)
-    scaled = scaled_phases(DECODER, options.vae_scale)
-    train(
-        vae_stage(parts.vae, scaled, name="decoder", decoder_only=True), options.out, seed=options.seed, console=console
-    )
     save_components(parts, options.out / "model", dtype=torch.float16)
     console.print(f"model: {options.out / 'model'}")
     return 0

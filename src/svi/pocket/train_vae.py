@@ -46,7 +46,6 @@ class Phase:
 
 PHASES = (Phase(1, 8, 500), Phase(5, 2, 1300), Phase(17, 1, 550, kl=1e-4))
 POLISH = (Phase(17, 12, 2000, kl=5e-5, crop=32), Phase(17, 2, 200, kl=5e-5))
-DECODER = (Phase(17, 2, 600),)
 
 
 def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
@@ -100,15 +99,8 @@ def widen(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
-def vae_stage(
-    vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES, *, name: str = "vae", decoder_only: bool = False
-) -> Stage:
-    """A training stage of ``vae``: ``PHASES`` on fresh (widened) weights, then ``POLISH`` on what came out.
-
-    With ``decoder_only`` the latents stay what they are, so that a transformer that knows them is not disturbed.
-    """
-    for part in (vae.encoder, vae.quant_conv):
-        part.requires_grad_(not decoder_only)
+def vae_stage(vae: AutoencoderKLWan, phases: tuple[Phase, ...] = PHASES, *, name: str = "vae") -> Stage:
+    """A training stage of ``vae``: ``PHASES`` on fresh (widened) weights, then ``POLISH`` on what came out."""
     low = Bfloat16({"vae": channels_last(vae)})
     ratio, cell = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
 

@@ -160,10 +160,14 @@ def load_choice(choice: ModelChoice, on_event: Listener, team: Team | None = Non
     """Load the model; each stage is an event. ``team``: processes that will share its work."""
     from svi.backends.wan import load_backend
 
-    def progress(line: str) -> None:
-        on_event(Loading(choice.model, line))
+    place = choice.place
+    decided = "memory" in place
 
-    return load_backend(choice.model, loras=choice.loras, progress=progress, team=team, **choice.place)
+    def progress(line: str) -> None:
+        # What was decided, in the words "choice: reason", stays to be read; stages come and go.
+        on_event(Notice(line) if decided and ": " in line else Loading(choice.model, line))
+
+    return load_backend(choice.model, loras=choice.loras, progress=progress, team=team, **place)
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
@@ -195,7 +199,7 @@ def load_together(choice: ModelChoice, settings: RunSettings, place: Place, fold
     team = parallel.join(guided=settings.guidance != 1, device=device)
     backend = load_choice(choice, place.on_event, team)
     if team.leads:
-        place.on_event(Loading(choice.model, team.line()))
+        place.on_event(Notice(team.line()))
         return parallel.Leading(backend, team)
     parallel.follow(backend, team)
     parallel.dismiss(team)

@@ -47,7 +47,7 @@ def test_a_cpu_decides_nothing_unasked(model_folder):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_chooses_a_memory_profile(model_folder):
     said: list[str] = []
-    svi.load(model_folder, on_event=lambda event: said.append(event.line))
+    svi.load(model_folder, on_event=lambda event: said.append(getattr(event, "message", "")))
     assert ModelChoice(str(model_folder)).place["memory"] == "auto"
     assert any(line.startswith("memory resident, estimated peak") for line in said)
 

@@ -60,15 +60,15 @@ def test_nothing_asked_is_as_published(svi, story):
 
 
 def test_words_are_told_recorded_and_kept(svi, story):
-    done = svi(*story, "--attention", OTHER, "--quantise", "int8", "--memory", "resident", "--clips", "1")
+    done = svi(*story, "--attention", OTHER, "--quantise", "fp8", "--memory", "resident", "--clips", "1")
     assert done.code == 0
-    for told in (f"attention {OTHER}: asked for", "quantisation int8", "memory resident, estimated peak"):
+    for told in (f"attention {OTHER}: asked for", "quantisation fp8", "memory resident, estimated peak"):
         assert told in done.err
-    kept = {"speed": f"reference+attention={OTHER}", "attention": OTHER, "quantise": "int8", "cache_threshold": None}
+    kept = {"speed": f"reference+attention={OTHER}", "attention": OTHER, "quantise": "fp8", "cache_threshold": None}
     assert recorded("run") == kept
     other = svi("extend", "run", "--clips", "1", "--attention", "native", "--quantise", "none")
     assert other.code == 2
-    for said in (f"attention was '{OTHER}', is 'native'", "quantise was 'int8', is 'none'", "svi branch"):
+    for said in (f"attention was '{OTHER}', is 'native'", "quantise was 'fp8', is 'none'", "svi branch"):
         assert said in other.err
     longer = svi("extend", "run", "--clips", "1")
     assert (longer.code, Run.open("run").count) == (0, 2)

@@ -254,7 +254,9 @@ def load_backend(
 
     say = progress or (lambda line: None)
     specs = [parse_spec(spec) for spec in loras]
-    placement = choose(device, dtype, **{**running, "memory": "resident"})  # what is wrong without looking at the model
+    placement = choose(
+        device, dtype, **{**running, "memory": "resident", "disk": None}
+    )  # what is wrong without looking at the model
     folder = weights.find_model(model, allow_download=allow_download)
     if running:
         placement = choose(device, dtype, **running, sizes=_sizes(folder, expert))

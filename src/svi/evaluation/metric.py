@@ -14,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+FIRST_ROOM = 256  # frames that values are kept of before more room is made
+
 
 class Better(StrEnum):
     """Which way a score is good."""
@@ -148,6 +150,37 @@ class SetMetric(Metric, Protocol):
 
     def compare(self, features: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Score:
         """Features of the videos of one method, and of the true ones, ``(n_i, d)`` each."""
+
+
+class Kept:
+    """Values per frame ``(T, ...)``, handed in batch by batch, in one array that doubles when it is full.
+
+    Not a list of small arrays: each of those would be allocated amid the large ones of its batch and stay when they go, and
+    the C library cannot join what lies on both sides of it. So a few bytes a frame made memory grow by a megabyte a frame.
+    """
+
+    def __init__(self) -> None:
+        self._room: np.ndarray | None = None
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, values: np.ndarray) -> None:
+        """Take the next ``(n, ...)``; the type is that of the first ones."""
+        end = self._count + len(values)
+        if self._room is None:
+            self._room = np.empty((max(FIRST_ROOM, 2 * end), *values.shape[1:]), values.dtype)
+        elif end > len(self._room):
+            larger = np.empty((2 * end, *values.shape[1:]), self._room.dtype)
+            larger[: self._count] = self.all()
+            self._room = larger
+        self._room[self._count : end] = values
+        self._count = end
+
+    def all(self) -> np.ndarray:
+        """All so far, ``(T, ...)``: a view, to be taken after the last frame."""
+        return np.zeros(0) if self._room is None else self._room[: self._count]
 
 
 def split(batch: Frames, size: int) -> Iterator[Frames]:

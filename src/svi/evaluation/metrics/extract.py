@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 
 from svi.errors import UserError, nearest
-from svi.evaluation.metric import Better, Frames, Need, Reading, Sample, Score, Skipped, split
+from svi.evaluation.metric import Better, Frames, Kept, Need, Reading, Sample, Score, Skipped, split
 from svi.evaluation.metrics import weights
 from svi.evaluation.metrics.formulas import Mode, Profile, Window, mean_over_windows, windows
 
@@ -159,15 +159,15 @@ class RowReading:
 
     def __init__(self, extractor: Extractor, batch_size: int, finish: Callable[[np.ndarray], Score | Skipped]) -> None:
         self._extractor, self._batch_size, self._finish = extractor, batch_size, finish
-        self._rows: list[np.ndarray] = []
+        self._rows = Kept()
 
     def add(self, batch: Frames) -> None:
         for part in split(batch, self._batch_size):
             rows = np.asarray(self._extractor(part.frames), dtype=np.float32)
-            self._rows.append(rows.reshape(len(part.frames), -1))
+            self._rows.add(rows.reshape(len(part.frames), -1))
 
     def result(self) -> Score | Skipped:
-        return self._finish(np.concatenate(self._rows)) if self._rows else Skipped("the video has no frames")
+        return self._finish(self._rows.all()) if len(self._rows) else Skipped("the video has no frames")
 
 
 class GroupReading:

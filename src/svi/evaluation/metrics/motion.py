@@ -21,7 +21,7 @@ import numpy as np
 
 from svi.errors import UserError, nearest
 from svi.evaluation.drift import SHARE, WINDOW_S, clip_starts
-from svi.evaluation.metric import Better, Frames, Need, Reading, Sample, Score, Skipped, split
+from svi.evaluation.metric import Better, Frames, Kept, Need, Reading, Sample, Score, Skipped, split
 from svi.evaluation.metrics import course
 from svi.evaluation.metrics.measures import decoded, grey_of, pieces
 from svi.evaluation.metrics.shared import Shared
@@ -87,9 +87,9 @@ class MotionWork:
         self._before: np.ndarray | None = None  # last frame that flow has seen
         self._last: torch.Tensor | None = None  # last frame, luma
         self._speeds: list[float] = []
-        self._steps: list[np.ndarray] = []
-        self._thumbs: list[np.ndarray] = []
-        self._light: list[np.ndarray] = []
+        self._steps = Kept()
+        self._thumbs = Kept()
+        self._light = Kept()
         self._prints: set[bytes] = set()
         self.num_frames = 0
 
@@ -107,9 +107,9 @@ class MotionWork:
         if self._last is None:
             steps[0] = np.nan
         thumbs = _thumbs(grey)
-        self._steps.append(steps)
-        self._light.append(lightness(thumbs).mean((1, 2)).double().numpy())
-        self._thumbs.append((thumbs.flatten(1) - 128).numpy().astype(np.float16))  # to a sixteenth of a grey level
+        self._steps.add(steps)
+        self._light.add(lightness(thumbs).mean((1, 2)).double().numpy())
+        self._thumbs.add((thumbs.flatten(1) - 128).numpy().astype(np.float16))  # to a sixteenth of a grey level
         self._prints.update(hashlib.blake2b(frame, digest_size=16).digest() for frame in frames)
         self._last = grey[-1:].clone()
         if self._flow is not None:
@@ -146,17 +146,20 @@ class MotionWork:
         """Frames at which a pair ends, and speeds in % of the short side per second, ``(n,)`` each."""
         return self._every * np.arange(1, len(self._speeds) + 1), np.array(self._speeds)
 
-    @cached_property
+    @property
     def steps(self) -> np.ndarray:
-        return np.concatenate(self._steps)
+        """Mean difference of each frame to the one before it, ``(T,)`` grey levels; NaN for the first."""
+        return self._steps.all()
 
-    @cached_property
+    @property
     def light(self) -> np.ndarray:
-        return np.concatenate(self._light)
+        """Mean L* ``(T,)``."""
+        return self._light.all()
 
-    @cached_property
+    @property
     def thumbs(self) -> np.ndarray:
-        return np.concatenate(self._thumbs)
+        """Luma less 128, ``(T, P)`` float16."""
+        return self._thumbs.all()
 
     @cached_property
     def local(self) -> np.ndarray:
@@ -313,6 +316,7 @@ class Motion:
             thumb=THUMB_SIDE,
             same=course.SAME,
             repeated=course.REPEATED,
+            coded=course.CODED,
             black=BLACK,
             share=SHARE,
             window_s=WINDOW_S,

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from svi.errors import UserError, nearest
-from svi.evaluation.metric import Better, Frames, Need, Reading, Sample, Score, Skipped, split
+from svi.evaluation.metric import Better, Frames, Kept, Need, Reading, Sample, Score, Skipped, split
 from svi.evaluation.metrics.measures import pieces
 
 if TYPE_CHECKING:
     import torch
 
 RANGE = 255.0
+MIDDLE = 128.0
 PSNR_CAP = 60.0  # dB; equal frames would have infinitely many, and one of them would be the mean
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian
 K1, K2 = 0.01, 0.03
@@ -54,29 +55,36 @@ def ssim(frames: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
     if min(frames.shape[1:3]) < WINDOW:
         raise ValueError(f"frames of {frames.shape[2]}x{frames.shape[1]} are smaller than SSIM's window of {WINDOW}")
-    x, y = (torch.from_numpy(np.ascontiguousarray(f)).permute(0, 3, 1, 2).float() for f in (frames, wanted))
+    # Less the middle of the range, which no variance sees: else a float has too few digits for mean(x^2) - mean(x)^2.
+    x, y = (torch.from_numpy(np.ascontiguousarray(f)).permute(0, 3, 1, 2).float() - MIDDLE for f in (frames, wanted))
     mean_x, mean_y = _blurred(x), _blurred(y)
-    var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
+    variances = _blurred(x * x + y * y) - mean_x**2 - mean_y**2  # of both, which is all that is asked for
     both = _blurred(x * y) - mean_x * mean_y
+    mean_x, mean_y = mean_x + MIDDLE, mean_y + MIDDLE
     c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
-    likeness = (2 * mean_x * mean_y + c1) * (2 * both + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    likeness = (2 * mean_x * mean_y + c1) * (2 * both + c2) / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
     return np.asarray(likeness.mean((1, 2, 3)).double().numpy())
 
 
 def _blurred(x: torch.Tensor) -> torch.Tensor:
-    """``(n, 3, H, W)`` through the window, without the margin where it does not fit: ``(n, 3, H - 10, W - 10)``."""
+    """``(n, 3, H, W)`` through the window, without the margin where it does not fit: ``(n, 3, H - 10, W - 10)``.
+
+    As sums of shifted pictures, plane by plane: a convolution of one channel with one is the slowest that torch knows.
+    """
     import torch
 
-    at = torch.arange(WINDOW) - WINDOW // 2
-    weights = torch.exp(-(at**2) / (2 * SIGMA**2))
-    weights = weights / weights.sum()
-    planes = x.flatten(0, 1)[:, None]
-    down = torch.nn.functional.conv2d(planes, weights.view(1, 1, -1, 1))
-    return torch.nn.functional.conv2d(down, weights.view(1, 1, 1, -1)).view(*x.shape[:2], *_inside(x))
+    return torch.stack([torch.stack([_slid(_slid(plane, 0), 1) for plane in frame]) for frame in x])
 
 
-def _inside(x: torch.Tensor) -> tuple[int, int]:
-    return x.shape[2] - WINDOW + 1, x.shape[3] - WINDOW + 1
+def _slid(plane: torch.Tensor, axis: int) -> torch.Tensor:
+    """``(H, W)`` through the window along one axis, which loses 10 pixels."""
+    at = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-(at**2) / (2 * SIGMA**2))
+    inside = plane.shape[axis] - WINDOW + 1
+    total = plane.narrow(axis, 0, inside) * float(weights[0] / weights.sum())
+    for offset, weight in enumerate(weights[1:] / weights.sum(), start=1):
+        total.add_(plane.narrow(axis, offset, inside), alpha=float(weight))
+    return total
 
 
 class _Reading:
@@ -100,7 +108,7 @@ class _Reading:
         self._against, self._smallest = against, smallest
         self._reference = None if sample.reference is None else sample.reference[None]
         self._compare, self._finish = compare, finish
-        self._values: list[np.ndarray] = []
+        self._values = Kept()
         self._unfit: str | None = None
 
     def add(self, batch: Frames) -> None:
@@ -111,7 +119,7 @@ class _Reading:
             else:
                 self._unfit = self._unfit or self._why_unfit(part.frames.shape, wanted.shape)
             if self._unfit is None and wanted is not None:
-                self._values.append(self._compare(part.frames, wanted))
+                self._values.add(self._compare(part.frames, wanted))
 
     def _why_unfit(self, here: tuple[int, ...], there: tuple[int, ...]) -> str | None:
         if here[1:] != there[1:]:
@@ -123,9 +131,9 @@ class _Reading:
         return None
 
     def result(self) -> Score | Skipped:
-        if self._unfit is not None or not self._values:
+        if self._unfit is not None or not len(self._values):
             return Skipped(self._unfit or "the video has no frames")
-        return self._finish(np.concatenate(self._values))
+        return self._finish(self._values.all())
 
 
 class _Compared:

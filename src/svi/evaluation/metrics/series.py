@@ -19,7 +19,7 @@ import numpy as np
 
 from svi.errors import UserError, nearest
 from svi.evaluation.drift import SHARE, THRESHOLD, WINDOW_S, Change, change, clip_means, clip_starts
-from svi.evaluation.metric import Better, Frames, Need, Reading, Sample, Score, Skipped, split
+from svi.evaluation.metric import Better, Frames, Kept, Need, Reading, Sample, Score, Skipped, split
 from svi.evaluation.metrics.measures import MEASURES, measured, pieces
 from svi.evaluation.metrics.shared import Shared
 
@@ -96,7 +96,7 @@ class _Rows:
     """Measures of the sampled frames of one video; a few numbers per frame."""
 
     def __init__(self, measures: Iterable[str]) -> None:
-        self._kept: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+        self._kept = {name: Kept() for name in measures}
         self._count = 0
 
     def __len__(self) -> int:
@@ -106,10 +106,10 @@ class _Rows:
         self._count += len(frames)
         for part in split(Frames(0, frames), pieces(frames)):
             for name, values in measured(part.frames, self._kept).items():
-                self._kept[name].append(values)
+                self._kept[name].add(values)
 
     def of(self, name: str) -> np.ndarray:
-        return np.concatenate(self._kept[name])
+        return self._kept[name].all()
 
 
 class LookWork:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from svi.cli import main
 from svi.errors import UserError
+from svi.evaluation.runner import Tick
 from svi.geometry import Geometry
 from svi.pocket import components
 from svi.pocket.drift.cells import Cell, Record, cells, fingerprints, read_record, write_record
@@ -24,7 +25,7 @@ from svi.pocket.drift.experiment import EXPERIMENTS, Arm, Experiment, Gain, Scen
 from svi.pocket.drift.gauge import MEASURES
 from svi.pocket.drift.results import gather, write_results
 from svi.pocket.drift.rollouts import Window, clips_of, plan, policy_of, world_of, worlds
-from svi.pocket.drift.runner import Tick, run
+from svi.pocket.drift.runner import run
 from svi.pocket.drift.sheets import pictured_clips
 from svi.pocket.train_vae import HELD_OUT
 

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from svi.cli import bench_speed, values
+from svi.cli.verbs import verbs_of
 
 SUMMARY = "measure long videos: suites, scores, comparison, report"
 TEXT = """\
@@ -65,18 +66,7 @@ FORMATS = ("md", "csv", "tex", "json")
 
 def add_words(parser: argparse.ArgumentParser) -> None:
     """Give the parser of ``svi bench`` its verbs."""
-    base: Any = type(parser)
-
-    class Verb(base):
-        """Reports an unknown option itself: the parser above would know the wrong ones."""
-
-        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-            found, rest = super().parse_known_args(args, namespace)
-            if rest:
-                self.error(f"unrecognized arguments: {' '.join(rest)}")
-            return found, rest
-
-    sub = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True, parser_class=Verb)
+    sub = verbs_of(parser)
     _plan_words(_verb(sub, "plan", "weights, disk and time, before anything is done", PLAN))
     _generate_words(_verb(sub, "generate", "make the videos of a suite", GENERATE))
     _score_words(_verb(sub, "score", "compute what is not scored yet", SCORE))

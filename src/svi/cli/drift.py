@@ -12,7 +12,7 @@ from svi.cli import DONE, INTERRUPTED, values
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from svi.pocket.drift.runner import Tick
+    from svi.evaluation.runner import Tick
 
 SUMMARY = "measure drift against exact ground truth"
 HELP = """\

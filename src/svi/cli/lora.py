@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svi.cli import DONE, values
+from svi.cli.verbs import verbs_of
 from svi.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,18 +58,7 @@ EXPERTS = ("high", "low")
 
 def add_words(parser: argparse.ArgumentParser) -> None:
     """Give the parser of ``svi lora`` its verbs."""
-    base: Any = type(parser)
-
-    class Verb(base):
-        """Reports an unknown option itself: the parser above would know the wrong ones."""
-
-        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-            found, rest = super().parse_known_args(args, namespace)
-            if rest:
-                self.error(f"unrecognized arguments: {' '.join(rest)}")
-            return found, rest
-
-    sub = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True, parser_class=Verb)
+    sub = verbs_of(parser)
     _info_words(_verb(sub, "info", "what a LoRA file is", INFO))
     _convert_words(_verb(sub, "convert", "write it under other names", CONVERT))
     _merge_words(_verb(sub, "merge", "put LoRAs into a model's weights", MERGE))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svi.cli import BAD_INPUT, DONE, values
+from svi.cli.verbs import verbs_of
 
 if TYPE_CHECKING:
     from svi.backends.models_check import Report
@@ -45,18 +46,7 @@ LAYOUTS = ("diffusers", "official")
 
 def add_words(parser: argparse.ArgumentParser) -> None:
     """Give the parser of ``svi models`` its verbs."""
-    base: Any = type(parser)
-
-    class Verb(base):
-        """Reports an unknown option itself: the parser above would know the wrong ones."""
-
-        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-            found, rest = super().parse_known_args(args, namespace)
-            if rest:
-                self.error(f"unrecognized arguments: {' '.join(rest)}")
-            return found, rest
-
-    sub = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True, parser_class=Verb)
+    sub = verbs_of(parser)
     listed = _verb(sub, "list", "presets, models and LoRAs", "What each preset needs.")
     listed.add_argument("--preset", metavar="P", help="this one only, with file names")
     check = _verb(sub, "check", "is a model whole?", CHECK)

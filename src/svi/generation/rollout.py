@@ -173,12 +173,8 @@ def make_clips(
         parts = [[part.cpu() for part in backend.decode(video)] for video in latents.split(1)]
     frames = [torch.cat(each) for each in parts]  # outside inference mode: ordinary tensors
     decoded = time.perf_counter()
-    share = 1 / len(plans)
-    timing = {
-        "condition_s": (conditioned - begun) * share,
-        "denoise_s": (denoised - conditioned) * share,
-        "decode_s": (decoded - denoised) * share,
-    }
+    spent = {"condition_s": conditioned - begun, "denoise_s": denoised - conditioned, "decode_s": decoded - denoised}
+    timing = {stage: seconds / len(plans) for stage, seconds in spent.items()}
     made = zip(plans, latents.cpu().split(1), frames, memory.apart(), strict=True)
     return [
         Clip(

@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from svi.backends.base import Backend
 from svi.backends.peek import peek
 from svi.errors import UserError
+from svi.evaluation.runner import Tick, Watch
+from svi.evaluation.workers import spread
 from svi.files import explained, remove_leftovers, write_atomic
 from svi.pocket.drift.cells import Cell, Record, cells, fingerprint_of, fingerprints, missing, write_record
 from svi.pocket.drift.experiment import Arm, Experiment
@@ -37,19 +31,6 @@ from svi.pocket.world import World
 
 TOGETHER = 8  # videos in one batch: a clip then takes a quarter less time on a CPU core, far less on a card
 COST = {"model": 20.0, "vae": 3.0}  # of a clip, for the time left; everything else costs 1
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Progress. ``done`` in [0, 1] of the work of this call; ``line``: what has just been finished, if anything."""
-
-    done: float
-    left_s: float | None
-    line: str | None = None
-
-
-Watch = Callable[[Tick], None]
 
 
 @dataclass(frozen=True)
@@ -142,51 +123,8 @@ def _here(tasks: Sequence[Task], progress: _Progress, jobs: int) -> None:
 
 
 def _spread(tasks: Sequence[Task], progress: _Progress, jobs: int) -> None:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    with _threads_of_children(threads), ProcessPoolExecutor(jobs, context, _begin_worker, (threads,)) as pool:
-        try:
-            waiting = {pool.submit(make, task): task for task in tasks}
-            for future in as_completed(waiting):
-                progress.finished(waiting[future], future.result())
-        except BrokenProcessPool:
-            raise UserError(
-                "a process died, perhaps for want of memory: finished cells are kept; run it again with fewer --jobs"
-            ) from None
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(error, Exception):  # stopped: what is under way is not waited for
-                for process in multiprocessing.active_children():
-                    process.terminate()
-            raise
-
-
-@contextlib.contextmanager
-def _threads_of_children(threads: int) -> Iterator[None]:
-    """Environment of the processes that are started inside: numpy reads its thread count when it is imported."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _begin_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its children
-    torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # a worker whose parent was killed would wait for work for ever
-
-        def follow() -> None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()
+    for task, seconds in spread(make, tasks, jobs):
+        progress.finished(task, seconds)
 
 
 @lru_cache(maxsize=1)

@@ -62,7 +62,7 @@ IMAGE = dict(
     projection_dim=64,
 )
 SETTINGS: dict[str, Any] = dict(
-    height=64, width=96, num_frames=17, fps=16, steps=20, guidance=3.0, shift=5.0, negative_prompt=""
+    height=64, width=96, num_frames=17, fps=16, steps=20, guidance=1.5, shift=5.0, negative_prompt=""
 )
 
 

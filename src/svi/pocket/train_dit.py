@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from svi import flow
 from svi.backends.encoders import TEXT_TOKENS
@@ -21,6 +20,7 @@ from svi.condition import ClipCondition
 from svi.conditioning.window import to_video
 from svi.pocket.encode import LatentSet
 from svi.pocket.trainloop import Bfloat16, Stage
+from svi.training.learner import trainable_attention
 
 BATCH = 16
 TEXT_DROPOUT = 0.12
@@ -82,8 +82,7 @@ def dit_stage(backend: WanBackend, data: LatentSet, *, steps: int, batch: int = 
         noise = torch.randn(clean.shape, generator=generator).to(device)
         sigma = draw_sigma(batch, generator).to(device)
         values, noisy = data.values[index].float().to(device), flow.interpolate(clean, noise, sigma)
-        # On a CPU the fused kernel's backward pass takes three times as long in bf16.
-        with sdpa_kernel(SDPBackend.MATH):
+        with trainable_attention(device):
             predicted = low.run(lambda: predict(values, data.first[index], text, noisy, sigma))
         errors = F.mse_loss(predicted, flow.velocity(clean, noise), reduction="none")
         part = ACTIVE if step < FALLING_FROM * steps else CALM

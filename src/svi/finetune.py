@@ -63,7 +63,7 @@ def windows(config: TrainingConfig, geometry: Geometry, *, looked_at: bool = Fal
         UserError: for a source that is not there or has nothing usable.
     """
     data, policy = config.data, get_policy(config.data.preset)
-    rule = published_rule(policy, seed=config.loop.seed)
+    rule = replace(published_rule(policy, seed=config.loop.seed), degraded_prob=data.degraded_prob)
     if data.reference is not None:
         rule = replace(rule, reference=data.reference)
     if data.first_clip_prob is not None:

@@ -134,6 +134,21 @@ def test_the_condition_is_the_one_of_generation(tiny: Backend, clips: Path) -> N
         torch.testing.assert_close(sample.clean[None], tiny.encode_video(to_video(window.frames[None])))
 
 
+@pytest.mark.parametrize("preset", ["shot", "film", "pro"])
+def test_handcrafted_errors_lie_in_the_condition_only(tiny: Backend, clips: Path, preset: str) -> None:
+    plain, spoilt = (
+        LiveDataset(source(clips, tiny, preset, degraded_prob=share, first_clip_prob=0.0), tiny) for share in (0.0, 1.0)
+    )
+    for index in range(3):
+        a, b = plain.sample(index, 0), spoilt.sample(index, 0)
+        motion = slice(1, 2) if preset == "pro" else slice(0, 1)
+        assert torch.equal(a.clean, b.clean)
+        assert torch.equal(a.anchor, b.anchor)
+        assert not torch.allclose(a.values[:, motion], b.values[:, motion], atol=1e-3)
+        assert torch.equal(b.values, spoilt.sample(index, 0).values)
+    assert not torch.equal(spoilt.sample(0, 0).values, spoilt.sample(0, 1).values)
+
+
 def test_small_files_hold_all_that_is_needed(tiny: Backend, clips: Path, tmp_path: Path) -> None:
     found = source(clips, tiny)
     cache = write(found, tiny, tmp_path / "cache", EncodeConfig(variants=2, batch_size=3))

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svi.conditioning.policy import PRESETS
+from svi.data.degrade import degrade
 from svi.data.windows import (
     Bucket,
     WindowRule,
+    degradation,
     draw_crop,
     generator_for,
     lay_out,
@@ -83,7 +85,9 @@ def test_published_rules():
     assert first["shot"] == first["wan"] == first["tom"] == 0
 
 
-@pytest.mark.parametrize("value", [{"reference": "insid"}, {"first_clip_prob": 2}, {"crop_min": 0}, {"hop": 0}])
+@pytest.mark.parametrize(
+    "value", [{"reference": "insid"}, {"first_clip_prob": 2}, {"degraded_prob": -1}, {"crop_min": 0}, {"hop": 0}]
+)
 def test_a_rule_that_makes_no_sense(value):
     with pytest.raises(UserError, match=next(iter(value))):
         WindowRule(**value)
@@ -137,3 +141,25 @@ def test_buckets():
         replace(Bucket.of(Geometry()), num_frames=80).check(Geometry())
     assert picture_kept((480, 832), (480, 832)) == 1
     assert picture_kept((832, 480), (480, 832)) == pytest.approx((480 / 832) ** 2)
+
+
+def test_handcrafted_errors_are_seen_and_repeat():
+    frames = torch.randint(0, 256, (3, 16, 24, 3), dtype=torch.uint8)
+    made = [degrade(frames, torch.Generator().manual_seed(seed)) for seed in range(12)]
+    assert all(each.shape == frames.shape and each.dtype == torch.uint8 for each in made)
+    assert torch.equal(made[3], degrade(frames, torch.Generator().manual_seed(3)))
+    changes = [(each.float() - frames.float()).abs().mean() for each in made]
+    assert min(changes) > 1
+    sharpness = {
+        round(float(each.float().diff(dim=2).abs().mean() / frames.float().diff(dim=2).abs().mean()), 2)
+        for each in made
+    }
+    assert min(sharpness) < 0.6 and max(sharpness) > 1.02  # some are blurred, some sharpened
+    assert len(degrade(frames[:0], torch.Generator())) == 0
+
+
+def test_degraded_windows_are_drawn_by_name():
+    rule = WindowRule(degraded_prob=0.3, seed=1)
+    drawn = [degradation(rule, f"clip {n}", 0) is not None for n in range(500)]
+    assert 0.2 < sum(drawn) / 500 < 0.4
+    assert drawn == [degradation(rule, f"clip {n}", 0) is not None for n in range(500)]

@@ -203,6 +203,7 @@ def _source(args: argparse.Namespace, geometry: Geometry) -> VideoSource:
         "reference": args.reference,
         "first_clip_prob": args.first_clips,
         "crop_min": args.crop_min,
+        "degraded_prob": args.degraded,
     }
     rule = replace(published_rule(policy, seed=args.seed), **{k: v for k, v in given.items() if v is not None})
     buckets = [Bucket.parse(text) for text in args.bucket or ()]

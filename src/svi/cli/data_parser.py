@@ -157,6 +157,12 @@ def _add_windows(parser: Parser) -> None:
         metavar="C",
         help="smallest share of a side kept by the crop (default: 13/14)",
     )
+    group.add_argument(
+        "--degraded",
+        type=values.number(),
+        metavar="P",
+        help="share of windows whose past gets a handcrafted error: colour, blur, sharpening (default: 0)",
+    )
     group.add_argument("--seed", type=values.whole(0), default=0, metavar="N", help="of all draws (default: 0)")
     group.add_argument("--download", action="store_true", help="allow fetching a hub model that is not here yet")
 

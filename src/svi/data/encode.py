@@ -125,7 +125,7 @@ def _memory(windows: Sequence[Window], encodings: Encodings, policy: Conditionin
     reference = torch.stack([window.reference for window in windows])
     if windows[0].first:
         return ClipMemory.start(reference)
-    frames = torch.stack([window.frames[: max(1, policy.motion_frames)] for window in windows])
+    frames = torch.stack([window.handed for window in windows])
     latents = None
     if policy.motion_latents:
         context = torch.stack([window.context for window in windows])

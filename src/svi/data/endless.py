@@ -15,9 +15,11 @@ import torch
 from svi.conditioning.policy import ConditioningPolicy
 from svi.data.ingest import Window, window_of
 from svi.data.manifest import VideoItem
-from svi.data.windows import Bucket, WindowRule, generator_for, lay_out, reach
+from svi.data.windows import Bucket, WindowRule, degradation, generator_for, lay_out, reach
 from svi.errors import UserError
 from svi.geometry import Geometry
+
+DECISIVE = ("reference", "first_clip_prob", "degraded_prob", "seed")  # what of a rule matters where nothing is cropped
 
 
 class EndlessClips(Protocol):
@@ -96,9 +98,7 @@ class EndlessSource:
         return None
 
     def describe(self) -> Mapping[str, Any]:
-        rule = {
-            name: value for name, value in asdict(self.rule).items() if name in ("reference", "first_clip_prob", "seed")
-        }
+        rule = {name: value for name, value in asdict(self.rule).items() if name in DECISIVE}
         return {"kind": self.clips.identity, "rule": rule, "buckets": [str(self.bucket)], "start": self.start}
 
     def read(self, index: int, epoch: int) -> Window:
@@ -107,4 +107,5 @@ class EndlessSource:
         span, drawn = range(-before, length + after), generator_for(self.rule.seed, f"window {name}", epoch)
         layout = lay_out(self.policy, self.rule, 0, span, length, scale, drawn)
         pixels = self.clips.frames(self.start + index, layout.numbers)
-        return window_of(name, self.clips.caption(self.start + index), torch.from_numpy(pixels), layout)
+        caption, spoil = self.clips.caption(self.start + index), degradation(self.rule, name, epoch)
+        return window_of(name, caption, torch.from_numpy(pixels), layout, self.policy, spoil)

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from svi.conditioning.policy import ConditioningPolicy
+from svi.data.degrade import degrade
 from svi.data.manifest import Manifest, Skipped, VideoItem
 from svi.data.video import Array, UnusableVideoError, VideoInfo, probe, read_frames
 from svi.data.windows import (
@@ -30,6 +31,7 @@ from svi.data.windows import (
     Layout,
     Reach,
     WindowRule,
+    degradation,
     draw_crop,
     generator_for,
     lay_out,
@@ -52,7 +54,9 @@ class Window:
         caption: what happens in it.
         frames: ``(T, H, W, 3)`` uint8, what the clip shows; under latent hand-off a later clip shows its reference first.
         reference: ``(H, W, 3)`` uint8.
-        context: ``(K, H, W, 3)`` uint8, the past that latent hand-off continues; K may be 0.
+        handed: ``(M, H, W, 3)`` uint8, the motion frames that pixel hand-off continues: the first of ``frames``, or what a
+            handcrafted error made of them.
+        context: ``(K, H, W, 3)`` uint8, the past that latent hand-off continues, likewise; K may be 0.
         first: whether it is conditioned as the first clip of a video.
     """
 
@@ -60,6 +64,7 @@ class Window:
     caption: str
     frames: Tensor
     reference: Tensor
+    handed: Tensor
     context: Tensor
     first: bool
 
@@ -231,7 +236,8 @@ class VideoSource:
         crop = draw_crop((span.info.height, span.info.width), target, self.rule.crop_min, drawn)
         numbers = [int(span.frames[number]) for number in layout.numbers]
         pixels = read_frames(span.item.path, span.info, numbers, lambda frame: cropped(frame, crop, target))
-        return window_of(self._ids[index], span.item.caption, torch.from_numpy(pixels), layout)
+        spoil = degradation(self.rule, self._ids[index], epoch)
+        return window_of(self._ids[index], span.item.caption, torch.from_numpy(pixels), layout, self.policy, spoil)
 
     # -- what windows are cut from
 
@@ -298,11 +304,21 @@ def cropped(frame: Array, crop: Crop, size: tuple[int, int]) -> Array:
     return np.asarray(picture)
 
 
-def window_of(name: str, caption: str, pixels: Tensor, layout: Layout) -> Window:
-    """A window from the pixels of ``layout.numbers``, ``(n, H, W, 3)`` uint8."""
+def window_of(
+    name: str,
+    caption: str,
+    pixels: Tensor,
+    layout: Layout,
+    policy: ConditioningPolicy,
+    spoil: torch.Generator | None = None,
+) -> Window:
+    """A window from the pixels of ``layout.numbers``, ``(n, H, W, 3)`` uint8; ``spoil`` draws an error into its past."""
     moving, past = len(layout.frames), len(layout.context)
     frames, context = pixels[:moving], pixels[moving : moving + past]
+    handed = frames[: max(1, policy.motion_frames)]
     reference = frames[0] if layout.reference is None else pixels[-1]
     if past:
         frames = torch.cat([reference[None], frames])
-    return Window(name, caption, frames, reference, context, layout.first)
+    if spoil is not None:
+        handed, context = (handed, degrade(context, spoil)) if past else (degrade(handed, spoil), context)
+    return Window(name, caption, frames, reference, handed, context, layout.first)

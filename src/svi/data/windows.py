@@ -71,6 +71,7 @@ class WindowRule:
         hop: frames from one window of a span to the next; None = the length of the window, no overlap.
         windows_per_video: at most so many of a span in an epoch; None = as many as fit. The published loader takes 1.
         crop_min: smallest share of the limiting side that the random crop keeps; 1 = the largest crop, at a random place.
+        degraded_prob: share of windows whose past, as the condition shows it, gets a handcrafted error (``degrade``).
         seed: of all draws.
     """
 
@@ -79,6 +80,7 @@ class WindowRule:
     hop: int | None = None
     windows_per_video: int | None = None
     crop_min: float = CROP_MIN
+    degraded_prob: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ class WindowRule:
             raise UserError(f"reference {self.reference!r}: {nearest(self.reference, ('inside', 'outside'))}")
         if not 0 <= self.first_clip_prob <= 1:
             raise UserError(f"first_clip_prob lies between 0 and 1, not at {self.first_clip_prob}")
+        if not 0 <= self.degraded_prob <= 1:
+            raise UserError(f"degraded_prob lies between 0 and 1, not at {self.degraded_prob}")
         if not 0 < self.crop_min <= 1:
             raise UserError(f"crop_min lies above 0 and up to 1, not at {self.crop_min}")
         if min(self.hop or 1, self.windows_per_video or 1) < 1 or 0 in (self.hop, self.windows_per_video):
@@ -211,6 +215,12 @@ def generator_for(seed: int, name: str, epoch: int) -> torch.Generator:
     """A generator that depends on these three and nothing else."""
     digest = hashlib.blake2b(f"{seed}\0{epoch}\0{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def degradation(rule: WindowRule, name: str, epoch: int) -> torch.Generator | None:
+    """What draws the handcrafted error of window ``name`` in an epoch; None = it gets none."""
+    generator = generator_for(rule.seed, f"degrade {name}", epoch)
+    return generator if float(torch.rand((), generator=generator)) < rule.degraded_prob else None
 
 
 @dataclass(frozen=True)

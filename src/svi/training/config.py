@@ -77,6 +77,10 @@ class Data(_Settings):
         None,
         description="Share of clips conditioned as a first clip, without a past; None = as published for the preset.",
     )
+    degraded_prob: Probability = Field(
+        0.0,
+        description="Share of clips whose past gets a handcrafted error: colour shift, blur or sharpening (paper, Table 6).",
+    )
     cache: str | None = Field(None, description="Folder for encoded clips; None = 'cache' in the run folder.")
     clips: Count = Field(4096, description="Clips to encode, for an endless source.")
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -64,7 +64,7 @@ def picture(height: int, width: int) -> Tensor:
 
 
 @contextmanager
-def new_run(backend: Backend, clips: int, steps: int | None) -> Iterator[Any]:
+def new_run(backend: Backend, clips: int, steps: int | None, preset: str = "wan") -> Iterator[Any]:
     """A run of ``clips`` clips in a temporary folder."""
     from svi.generation.images import load_reference
     from svi.generation.manifest import resolve_settings
@@ -74,7 +74,7 @@ def new_run(backend: Backend, clips: int, steps: int | None) -> Iterator[Any]:
     window = backend.geometry
     size = (window.width, window.height)
     story = storyboard_from_prompts(prompts(clips))
-    settings = resolve_settings(window, backend.info, story, width=size[0], height=size[1], preset="wan", steps=steps)
+    settings = resolve_settings(window, backend.info, story, width=size[0], height=size[1], preset=preset, steps=steps)
     reference = load_reference(picture(window.height, window.width), size, window)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"

@@ -66,7 +66,7 @@ def bank_plan(shape: tuple[int, int, int, int], capacity: int, storage: str) -> 
         shape,
         banks=1,
         capacity=capacity,
-        storage=storage,  # type: ignore[arg-type]
+        storage=storage,  # type: ignore[arg-type]  # a word of the command line; plan_storage refuses unknown ones
         buckets=SigmaBuckets(steps=1),
     )
 

@@ -32,6 +32,7 @@ from svi.job import (
     led,
     load_choice,
     model_choice,
+    new_run_folder,
     opened,
     run_backend,
     run_name,
@@ -40,7 +41,7 @@ from svi.job import (
     target_of,
 )
 from svi.options import BranchOptions, GenerateOptions, Machine, Model, Running, place_of, split
-from svi.prepare import Length, Prompts, new_run_folder, read_story
+from svi.prepare import Length, Prompts, read_story
 
 if TYPE_CHECKING:
     from svi.generation.images import Source
@@ -55,6 +56,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     download: bool = False,
+    text_cache: bool | None = None,
     on_event: Listener = silent,
     **running: Unpack[Running],
 ) -> Backend:
@@ -65,6 +67,7 @@ def load(
         loras: ``NAME|FILE[:STRENGTH]`` each; one whose keys do not match the model is refused.
         device, dtype: None = the best there is; ``svi doctor`` tells the reasons.
         download: whether a hub model that is not here may be fetched.
+        text_cache: as :class:`svi.options.Machine` has it.
         on_event: gets one ``Notice`` per stage.
         running: :class:`svi.options.Running`.
 
@@ -72,7 +75,15 @@ def load(
         UserError: for an unknown model, damaged or missing files, a LoRA that does not fit.
     """
     place = place_of(
-        {"device": device, "dtype": dtype, "download": download, "on_event": on_event, "should_stop": None, **running}
+        {
+            "device": device,
+            "dtype": dtype,
+            "download": download,
+            "text_cache": text_cache,
+            "on_event": on_event,
+            "should_stop": None,
+            **running,
+        }
     )
     return load_choice(model_choice(model, loras, place), on_event)
 
@@ -94,7 +105,7 @@ def generate(
 
     Args:
         image: path, PIL image, or ``(H, W, 3)`` uint8 array; None = the image that the storyboard names. Without image
-            and prompts, the bundled example is made.
+            and prompts, the bundled example is made. The path of a video (mp4, mov, mkv ...) = go on from its end.
         prompts: one prompt, a list of them, a ``Path`` of a prompt file or storyboard, or a ``Storyboard``. One prompt
             drives one clip, the last one repeats.
         model: as in :func:`load`, or a loaded backend.
@@ -274,4 +285,4 @@ def branch(
             model=job.backend.info,
             clips=job.prepared.target,
         )
-        return go(new, job.backend, place)
+        return go(job.noted(new), job.backend, place)

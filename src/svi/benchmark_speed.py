@@ -265,23 +265,18 @@ def measure(
     device, dtype = placement.device, placement.dtype
     if ceiling is None:
         say("measuring matrix products")
-        d, ffn = subject.sizes.transformer.width, subject.sizes.transformer.ffn_dim
-        ceiling = matmul_flops(device, dtype, [(subject.tokens, d, ffn), (subject.tokens, ffn, d)])
+        ceiling = matmul_ceiling(subject, device, dtype)
     peaks: dict[str, int] = {}
     if stock and stock_step_s is None:
         say("measuring the stock pipeline")
         with peak_memory("stock step", device, peaks):
             stock_step_s = stock_step(subject, device, steps)
-    placing.prepare_transformer(subject.transformer, placement, say=say)
-    window = asdict(subject.window)
-    info = ModelInfo(subject.title, defaults=window)
-    backend = WanBackend(subject.transformer, subject.vae, None, None, None, info=info, placement=placement)
+    backend = prepared(subject, placement, say)
     condition = random_condition(subject, device)
     noisy = normal(condition.latent_shape, device, 9)
     say("measuring forward passes")
-    with peak_memory("forward pass", device, peaks), torch.inference_mode():
-        level = torch.tensor([0.9], device=device)
-        forward_s = timed(lambda: backend.velocity(noisy, level, condition), device, repeats)
+    with peak_memory("forward pass", device, peaks):
+        forward_s = forward_seconds(backend, condition, noisy, repeats)
     say("measuring steps")
     with peak_memory("step", device, peaks):
         step_s = our_step(backend, condition, noisy, steps)
@@ -305,6 +300,26 @@ def measure(
         peaks,
         None if placement.estimate is None else placement.estimate.peak,
     )
+
+
+def matmul_ceiling(subject: Subject, device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of the best matrix product in the model's own shapes."""
+    width, ffn = subject.sizes.transformer.width, subject.sizes.transformer.ffn_dim
+    return matmul_flops(device, dtype, [(subject.tokens, width, ffn), (subject.tokens, ffn, width)])
+
+
+def prepared(subject: Subject, placement: placing.Placement, say: Say) -> WanBackend:
+    """The model as ``placement`` has it run; its transformer is changed for good."""
+    placing.prepare_transformer(subject.transformer, placement, say=say)
+    info = ModelInfo(subject.title, defaults=asdict(subject.window))
+    return WanBackend(subject.transformer, subject.vae, None, None, None, info=info, placement=placement)
+
+
+@torch.inference_mode()
+def forward_seconds(backend: WanBackend, condition: ClipCondition, noisy: Tensor, repeats: int) -> float:
+    """Median seconds of one forward pass."""
+    level = torch.tensor([0.9], device=backend.device)
+    return timed(lambda: backend.velocity(noisy, level, condition), backend.device, repeats)
 
 
 def random_condition(subject: Subject, device: torch.device) -> ClipCondition:

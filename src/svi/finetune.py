@@ -15,7 +15,7 @@ from svi.backends.frozen import park_encoders
 from svi.backends.lora_base import part_of, weights_sha256
 from svi.backends.wan import WanBackend, load_backend
 from svi.backends.weights import find_model
-from svi.conditioning.policy import get_policy
+from svi.conditioning.policy import MECHANISMS, get_policy
 from svi.data.cache import INDEX
 from svi.data.dataset import CachedDataset, Dataset, LiveDataset
 from svi.data.encode import (
@@ -63,6 +63,10 @@ def windows(config: TrainingConfig, geometry: Geometry, *, looked_at: bool = Fal
         UserError: for a source that is not there or has nothing usable.
     """
     data, policy = config.data, get_policy(config.data.preset)
+    if policy.name in MECHANISMS:
+        raise UserError(
+            f"preset {policy.name} is a way to sample, and nothing is trained for it: take one of svi presets"
+        )
     rule = replace(published_rule(policy, seed=config.loop.seed), degraded_prob=data.degraded_prob)
     if data.reference is not None:
         rule = replace(rule, reference=data.reference)

@@ -10,11 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-Branch = Literal["full", "without_text", "without_both"]
-"""``full``: the prompt and the drive. ``without_text``: the negative prompt, the drive kept (as published for Dance's
-pose). ``without_both``: the negative prompt and a zero drive."""
+TIMESTEPS = 1000.0  # of a noise level of 1
+
+Branch = Literal["full", "without_text", "without_both", "without_history"]
+"""``full``: the prompt and all the rest. ``without_text``: the negative prompt, the rest kept (as published for Dance's
+pose). ``without_both``: the negative prompt and a zero drive. ``without_history``: the negative prompt, and nothing of the clip
+before."""
+NEGATIVE: tuple[Branch, ...] = ("without_text", "without_both", "without_history")
 
 
 def combine_text(full: Tensor, without_text: Tensor, scale: float) -> Tensor:
@@ -22,14 +27,21 @@ def combine_text(full: Tensor, without_text: Tensor, scale: float) -> Tensor:
     return without_text + scale * (full - without_text)
 
 
-def combine_drive(
-    full: Tensor, without_text: Tensor, without_both: Tensor, text_scale: float, drive_scale: float
+def combine_further(
+    full: Tensor, without_text: Tensor, without_both: Tensor, text_scale: float, further_scale: float
 ) -> Tensor:
-    """Three-way guidance of SVI-Talk, as published: ``U + text_scale * (A - D) + drive_scale * (D - U)``.
+    """Three-way guidance, by the text and by one thing more: ``U + text_scale * (A - D) + further_scale * (D - U)``.
 
-    A = ``full``, D = ``without_text`` (the audio alone), U = ``without_both``.
+    A = ``full``, D = ``without_text``, U = without both. The thing more is the audio of SVI-Talk, as published, or the history
+    (vanilla history guidance, arXiv 2502.06764, with text guidance on top of it).
     """
-    return without_both + text_scale * (full - without_text) + drive_scale * (without_text - without_both)
+    return without_both + text_scale * (full - without_text) + further_scale * (without_text - without_both)
+
+
+def _at_least(sigma: float, boundary: float) -> bool:
+    """As experts compare: timesteps in fp32, so that a level on the boundary belongs to the high-noise expert."""
+    level = TIMESTEPS * torch.tensor(sigma, dtype=torch.float32)
+    return bool(level >= torch.tensor(TIMESTEPS * boundary, dtype=torch.float32))
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Guidance:
     Attributes:
         text: text scale; 1 = the prompt alone, one evaluation per step.
         drive: scale of the driving signal (audio); None = the drive stays in all branches (two-way guidance).
+        history: scale of what the clip before left; None = it stays in all branches. Not together with ``drive``.
         low_noise_text: text scale below ``boundary``, where a second expert takes over (Wan 2.2); None = ``text``.
         boundary: noise level of that hand-over; levels at or above it belong to the high-noise expert.
     """
@@ -47,32 +60,44 @@ class Guidance:
     drive: float | None = None
     low_noise_text: float | None = None
     boundary: float | None = None
+    history: float | None = None
 
     def __post_init__(self) -> None:
+        if self.drive is not None and self.history is not None:
+            raise ValueError("only one of drive and history is guided beside the text")
         if self.low_noise_text is not None and self.boundary is None:
             raise ValueError("low_noise_text needs a boundary: the noise level at which the second expert takes over")
 
     def text_scale(self, sigma: float) -> float:
         """Text scale at noise level ``sigma``."""
-        low = self.boundary is not None and sigma < self.boundary
+        low = self.boundary is not None and not _at_least(sigma, self.boundary)
         return self.low_noise_text if low and self.low_noise_text is not None else self.text
+
+    @property
+    def _further(self) -> tuple[float | None, Branch]:
+        """Scale of what is guided beside the text, if anything is, and the branch that lacks both."""
+        return (self.drive, "without_both") if self.history is None else (self.history, "without_history")
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         """Branches whose predictions count at ``sigma``, in the order in which to evaluate them."""
-        text = self.text_scale(sigma)
-        if self.drive is None or self.drive == text:  # D cancels where both scales agree
-            other: Branch = "without_text" if self.drive is None else "without_both"
+        text, (scale, without_both) = self.text_scale(sigma), self._further
+        if scale is None or scale == text:  # D cancels where both scales agree
+            other: Branch = "without_text" if scale is None else without_both
             return ("full",) if text == 1 else ("full", other)
-        if self.drive == 1:  # U cancels
+        if scale == 1:  # U cancels
             return ("full", "without_text")
-        return ("full", "without_text", "without_both")
+        return ("full", "without_text", without_both)
+
+    def needs(self, branch: Branch) -> bool:
+        """Whether any noise level needs ``branch``."""
+        low = self.boundary is not None and self.low_noise_text is not None
+        levels = (1.0, -1.0) if low else (1.0,)
+        return any(branch in self.branches(level) for level in levels)
 
     @property
     def needs_negative(self) -> bool:
         """Whether any noise level needs the negative prompt."""
-        low = self.boundary is not None and self.low_noise_text is not None
-        levels = (1.0, -1.0) if low else (1.0,)
-        return any(len(self.branches(level)) > 1 for level in levels)
+        return any(self.needs(branch) for branch in NEGATIVE)
 
     def combine(self, sigma: float, predictions: Mapping[Branch, Tensor]) -> Tensor:
         """One velocity from the predictions of :meth:`branches` at ``sigma``."""
@@ -82,5 +107,6 @@ class Guidance:
             return full
         if len(branches) == 2:
             return combine_text(full, predictions[branches[1]], text)
-        drive = text if self.drive is None else self.drive
-        return combine_drive(full, predictions["without_text"], predictions["without_both"], text, drive)
+        scale = self._further[0]
+        assert scale is not None
+        return combine_further(full, predictions["without_text"], predictions[branches[2]], text, scale)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from svi.backends.base import Backend
 from svi.errors import nearest
 from svi.generation.events import Listener, silent
 from svi.prepare import Sampling
+
+if TYPE_CHECKING:
+    from svi.generation.images import Source
 
 Model = str | PathLike[str] | Backend
 ShouldStop = Callable[[], bool]
@@ -48,13 +51,25 @@ class Window(TypedDict, total=False):
     size: tuple[int, int] | None
 
 
+class Onwards(TypedDict, total=False):
+    """For going on from a video of the user's own.
+
+    Keys:
+        anchor: image that presets with an anchor hold on to; left out: the video's first frame.
+        new_only: whether the new video begins behind the user's, instead of holding it.
+    """
+
+    anchor: Source | None
+    new_only: bool
+
+
 class Running(TypedDict, total=False):
     """How a model runs (:func:`svi.backends.placement.choose`). Left out: what the machine has, nothing approximated.
 
     Keys:
         memory: ``auto`` (on a GPU unless said otherwise), ``resident``, ``offload`` or ``low``.
         speed: ``reference``, ``balanced`` or ``draft``, see ``svi.speed.SPEEDS``.
-        attention, compile, cache_threshold: single knobs of ``speed``.
+        attention, compile, cache_threshold, merge_loras: single knobs of ``speed``.
         quantise: how weights are stored (``fp8``, ``int8``, ``nf4`` ...); ``none`` = as they are, in every profile.
         text: where the text encoder works: ``device``, ``visit`` or ``cpu``.
         disk: folder in which blocks wait instead of RAM.
@@ -65,6 +80,7 @@ class Running(TypedDict, total=False):
     attention: str | None
     compile: bool | None
     cache_threshold: float | None
+    merge_loras: bool | None
     quantise: str | None
     text: str | None
     disk: str | PathLike[str] | None
@@ -76,6 +92,8 @@ class Machine(Running, total=False):
     Keys:
         device, dtype: of the model; left out: the best there is (``svi doctor`` tells the reasons).
         download: whether a hub model that is not here may be fetched.
+        text_cache: whether embeddings of prompts are kept on disk, so that the text encoder is loaded for new ones only;
+            left out: where that encoder is large.
         on_event: called with every event (``svi.generation.events``).
         should_stop: asked after every step; True ends early with finished clips intact.
     """
@@ -83,11 +101,12 @@ class Machine(Running, total=False):
     device: str | None
     dtype: str | None
     download: bool
+    text_cache: bool | None
     on_event: Listener
     should_stop: ShouldStop | None
 
 
-class GenerateOptions(Pictures, Window, Machine, total=False):
+class GenerateOptions(Pictures, Window, Onwards, Machine, total=False):
     """Options of ``generate`` and ``stream``."""
 
 
@@ -102,6 +121,7 @@ class Place:
     device: str | None = None
     dtype: str | None = None
     download: bool = False
+    text_cache: bool | None = None
     on_event: Listener = silent
     should_stop: ShouldStop | None = None
     running: Mapping[str, Any] = field(default_factory=dict)

@@ -6,31 +6,27 @@ writes no file.
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svi.backends.base import ModelInfo
-from svi.backends.lora import CHECKPOINT_SUFFIXES, find_lora, names_file, parse_spec
+from svi.backends.lora import check_lora, names_file, parse_spec
 from svi.backends.memory import Window
-from svi.backends.parallel import launched
 from svi.backends.peek import peek
 from svi.backends.placement import NO_QUANTISATION, Placement, choose
 from svi.backends.weights import find_model
 from svi.conditioning.policy import get_policy
+from svi.data.film import Film, is_film
 from svi.errors import UserError
 from svi.generation.images import Reference, load_reference
 from svi.generation.live import check_loras
 from svi.generation.manifest import ModelRecord, RunSettings, resolve_settings
 from svi.generation.prompts import load_prompts
-from svi.generation.run_folder import check_new
 from svi.generation.stitch import clips_for_seconds
 from svi.generation.storyboard import Storyboard, storyboard_from_prompts
 from svi.geometry import Geometry
@@ -40,8 +36,7 @@ if TYPE_CHECKING:
     from svi.generation.images import Source
 
 Prompts = str | PathLike[str] | Sequence[str] | Storyboard
-RUNS = Path("runs")
-AS_PUBLISHED: dict[str, Any] = {"speed": get_speed("reference"), "quantise": NO_QUANTISATION}
+AS_PUBLISHED: dict[str, Any] = {"speed": get_speed("reference"), "quantise": NO_QUANTISATION, "merge_loras": False}
 """Knobs as a run has them for which none was turned."""
 
 
@@ -57,6 +52,8 @@ class Sampling:
     num_frames: int | None = None
     negative_prompt: str | None = None
     size: tuple[int, int] | None = None
+    anchor: Source | None = None
+    new_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,13 +105,23 @@ class Length:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Checked inputs of a run. ``target``: clips in all, None = endless; ``notes``: what a user should know."""
+    """Checked inputs of a run.
+
+    Attributes:
+        reference: the user's image; of a user's video its first frame, or the anchor given beside it.
+        target: clips in all, None = endless.
+        notes: what a user should know.
+        film: the user's own video that the run goes on from.
+        whole: whether that video stands before the clips.
+    """
 
     storyboard: Storyboard
     reference: Reference
     settings: RunSettings
     target: int | None
     notes: tuple[str, ...] = ()
+    film: Film | None = None
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ class ModelChoice:
     Attributes:
         running: knobs of :func:`svi.backends.placement.choose` that were turned.
         window: of the clips, for the estimate of memory.
+        text_cache: as ``load_backend`` has it.
     """
 
     model: str = "pocket"
@@ -133,6 +141,7 @@ class ModelChoice:
     download: bool = False
     running: Mapping[str, Any] = field(default_factory=dict)
     window: Window | None = None
+    text_cache: bool | None = None
 
     def check(self) -> None:
         """Refuse an unknown device, dtype, knob or LoRA, without loading anything; LoRA files before a model is fetched."""
@@ -148,6 +157,7 @@ class ModelChoice:
     def place(self) -> dict[str, Any]:
         """The arguments of ``load_backend`` beside model and LoRAs."""
         where = {"device": self.device, "dtype": self.dtype, "allow_download": self.download}
+        where["text_cache"] = self.text_cache
         return {**where, **self._running()}
 
     def look(self) -> Placement:
@@ -199,34 +209,83 @@ def prepare(
     """
     storyboard = story.storyboard.with_overrides(negative_prompt=sampling.negative_prompt)
     reference = load_reference(story.image, sampling.size, geometry)
+    if story.anchor is not None:
+        reference = load_reference(story.anchor, (reference.width, reference.height), geometry)
+    elif story.film is not None:
+        reference = replace(reference, source=str(story.film.path))
     settings = settings_for(storyboard, sampling, geometry, info, (reference.width, reference.height))
-    target = length.target(storyboard, settings)
-    return Prepared(storyboard, reference, settings, target, reference.notes)
+    notes = reference.notes
+    if story.film is None:
+        target = length.target(storyboard, settings)
+    else:
+        notes = (*notes, *check_film(story.film, settings, geometry))
+        target = length.target(storyboard, settings) if length.seconds is None else length.added(settings)
+    return Prepared(storyboard, reference, settings, target, notes, story.film, not sampling.new_only)
 
 
 @dataclass(frozen=True)
 class Story:
-    """What a video starts from: prompts, and an image that is not read yet."""
+    """What a video starts from: prompts, and an image that is not converted yet.
+
+    Attributes:
+        film: the user's own video, where it goes on from one; ``image`` is then its first frame.
+        anchor: what presets hold on to instead of that frame.
+    """
 
     storyboard: Storyboard
     image: Source
+    film: Film | None = None
+    anchor: Source | None = None
 
     @classmethod
-    def read(cls, image: Source | None, prompts: Prompts | None) -> Story:
+    def read(cls, image: Source | None, prompts: Prompts | None, anchor: Source | None = None) -> Story:
         """From what a user gave; without image and prompts, the bundled example.
 
         Raises:
-            UserError: for prompts that cannot be read, or where prompts or image are missing.
+            UserError: for prompts or a video that cannot be read, where prompts or image are missing, and for an ``anchor``
+                without a video.
         """
         if prompts is None:
             prompts = _example_story(image)
         storyboard, base = read_story(prompts)
-        return cls(storyboard, image if image is not None else story_image(storyboard, base))
+        found = image if image is not None else story_image(storyboard, base)
+        if not is_film(found):
+            if anchor is not None:
+                raise UserError(
+                    "an anchor belongs to a video that is to go on; an image is its own anchor: leave it out"
+                )
+            return cls(storyboard, found)
+        assert isinstance(found, str | PathLike)
+        film = Film.open(Path(found))
+        return cls(storyboard, film.first(), film, anchor)
 
     def check_image(self) -> None:
         """Refuse an image that cannot be read, before its size is known to fit a model."""
         anything = Geometry()
         load_reference(self.image, (anything.width, anything.height), anything)
+
+
+def check_film(film: Film, settings: RunSettings, geometry: Geometry) -> tuple[str, ...]:
+    """Refuse a video that a preset cannot go on from; returns what a user should know.
+
+    Raises:
+        UserError: for one that is too short, and for a preset that makes the end of a video first.
+    """
+    policy = get_policy(settings.preset)
+    if policy.hand_off not in ("pixel", "latent"):
+        raise UserError(f"preset {policy.name} makes a video from its end, so it cannot go on from {film.path}")
+    there = len(film.numbers(settings.fps))
+    needed = max(policy.motion_frames, 1 + policy.motion_latents * geometry.temporal_scale)
+    if there < needed:
+        raise UserError(
+            f"{film.path} has {there} frames at {settings.fps} per second, preset {policy.name} goes on from {needed}: "
+            "give a longer video, or one picture of it"
+        )
+    if there == 1 or abs(film.info.fps - settings.fps) < 0.01 * settings.fps:
+        return ()
+    return (
+        f"{film.path} has {film.info.fps:.4g} frames per second, the model {settings.fps}: it is taken at that rate",
+    )
 
 
 def settings_for(
@@ -259,10 +318,14 @@ def settings_for(
         **fixed,
     )
     check_loras(storyboard, settings)
-    drive = get_policy(settings.preset).drive
-    if drive is not None:
+    policy = get_policy(settings.preset)
+    if policy.drive is not None:
         raise UserError(
-            f"preset {settings.preset} is driven by {drive}, which cannot be given yet: choose another preset"
+            f"preset {settings.preset} is driven by {policy.drive}, which cannot be given yet: choose another preset"
+        )
+    if policy.hand_off == "inverted":
+        raise UserError(
+            f"preset {settings.preset} makes a video from its end: svi bench generate and svi drift can, a run cannot"
         )
     return settings
 
@@ -299,61 +362,6 @@ def story_image(storyboard: Storyboard, base: Path) -> Path:
     if storyboard.image is None:
         raise UserError("there is no image: give one (svi generate IMAGE ...), or name one in the storyboard")
     return base / storyboard.image
-
-
-def check_lora(spec: str, folder: Path | None) -> None:
-    """Refuse a LoRA that is missing, not a LoRA file, or has a strength that is no number."""
-    head, colon, tail = spec.rpartition(":")
-    if colon and Path(head).is_file() and not _is_number(tail):
-        raise UserError(f"strength of LoRA {head} must be a number, not {tail!r}")
-    parsed = parse_spec(spec)
-    path = find_lora(parsed.source, folder)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                names = list(file.keys())
-        except (SafetensorError, OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0][:80]
-            raise UserError(f"LoRA {path} is damaged or not safetensors ({reason}): fetch the file again") from None
-        if not names:
-            raise UserError(f"LoRA {path} holds no weights")
-    elif path.suffix not in CHECKPOINT_SUFFIXES:
-        raise UserError(f"LoRA {path} is not a .safetensors file (checkpoints of plain tensors: .ckpt, .pt, .pth)")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def new_run_folder(out: str | PathLike[str] | None, name: str) -> Path:
-    """Where a new run goes: ``out``, or a new folder in ``runs`` called after ``name`` and the time.
-
-    Raises:
-        UserError: if it exists already, or cannot be made; of several processes each would find another name.
-    """
-    if out is None and launched():
-        raise UserError("several processes make one run: name its folder with --out RUN")
-    if out is None:
-        stem = f"{slug(name)}-{datetime.now():%Y%m%d-%H%M%S}"
-        counted = (RUNS / (stem if n == 1 else f"{stem}-{n}") for n in itertools.count(1))
-        path = next(p for p in counted if not p.exists())
-    else:
-        path = Path(out)
-    check_new(path)
-    return path
-
-
-def slug(text: str) -> str:
-    """A short file name from words: ``"A cat walks, slowly"`` -> ``a-cat-walks-slowly``."""
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    name = "-".join(words)
-    return name[:32].strip("-") or "run"
 
 
 def run_loras(record: ModelRecord, settings: RunSettings) -> tuple[str, ...]:

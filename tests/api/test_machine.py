@@ -38,7 +38,7 @@ def frames(run: svi.Run) -> list[str]:
 
 def test_a_cpu_decides_nothing_unasked(model_folder):
     choice = ModelChoice(str(model_folder), device="cpu")
-    assert choice.place == {"device": "cpu", "dtype": None, "allow_download": False}
+    assert choice.place == {"device": "cpu", "dtype": None, "allow_download": False, "text_cache": None}
     asked = ModelChoice(str(model_folder), device="cpu", running={"speed": "balanced"}).place
     assert (asked["memory"], asked["speed"]) == ("resident", "balanced")
     assert asked["window"].num_frames == 9  # the model's own, where no run says otherwise

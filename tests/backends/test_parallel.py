@@ -1,4 +1,4 @@
-"""Two processes on the CPU make what one makes: guidance branches side by side, and tokens side by side."""
+"""Two and four processes on the CPU make what one makes: guidance branches side by side, tokens side by side, and both."""
 
 import os
 import socket
@@ -79,13 +79,14 @@ def made(model, team, scale):
     return state.clone()
 
 
-def work(rank, folder, ports):
-    """One of two processes: once with guidance, once without."""
+def work(rank, size, folder, ports):
+    """One of several processes: once with guidance, and of two once without."""
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    for port, (name, scale) in zip(ports, (("guided", 5.0), ("plain", 1.0)), strict=True):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1")
+    for port, (name, scale) in zip(ports, (("guided", 5.0), ("plain", 1.0)), strict=False):
         os.environ["MASTER_PORT"] = str(port)
         team = parallel.join(guided=scale != 1, device=CPU)
+        assert (team.branches, team.degree) == ((2, size // 2) if scale != 1 else (1, size))
         model = Model(tiny())
         parallel.split_tokens(model.transformer, team, tokens=12)
         if team.leads:
@@ -110,7 +111,7 @@ def free_ports(count):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
-    multiprocessing.spawn(work, (str(folder), free_ports(2)), nprocs=2)
+    multiprocessing.spawn(work, (2, str(folder), free_ports(2)), nprocs=2)
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("guided", "plain")}
 
 
@@ -124,6 +125,13 @@ def test_branches_side_by_side_give_the_same_bytes(two_processes):
 def test_tokens_side_by_side_give_the_same(two_processes):
     """Ulysses: each process has half of the tokens, and half of the heads in attention."""
     torch.testing.assert_close(two_processes["plain"], made(Model(tiny()), ALONE, 1.0), rtol=1e-5, atol=1e-6)
+
+
+def test_branches_and_tokens_side_by_side_give_the_same(tmp_path):
+    """Four processes: two for each branch, which share its tokens."""
+    multiprocessing.spawn(work, (4, str(tmp_path), free_ports(1)), nprocs=4)
+    found = torch.load(tmp_path / "guided.pt", weights_only=True)
+    torch.testing.assert_close(found, made(Model(tiny()), ALONE, 5.0), rtol=1e-4, atol=1e-5)
 
 
 def test_alone_there_is_nobody_to_wait_for(monkeypatch):

@@ -180,7 +180,8 @@ def test_weights_in_shards(model_copy):
         ("pockt", "did you mean 'pocket'"),
         ("wan2.1-i2v-480", "did you mean 'wan2.1-i2v-480p'"),
         ("./no/such/folder", "no folder ./no/such/folder"),
-        ("owner/model", "hf download owner/model"),
+        ("owner/model", "`svi models download owner/model` fetches it"),
+        ("wan2.1-i2v-480p", "`svi models download wan2.1-i2v-480p` fetches it"),
         ("", "unknown model"),
     ],
 )

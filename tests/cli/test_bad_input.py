@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from bad_inputs import CASES, Case
 
-from svi import job
 from svi.cli import main
 from svi.generation.lock import exclusive
+from svi.job import together
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -44,7 +44,7 @@ def test_bad_input(
         case.setup(home)
     if not case.loads:
         monkeypatch.setattr(
-            job, "load_choice", lambda *_: pytest.fail("weights were loaded before the input was checked")
+            together, "load_choice", lambda *_: pytest.fail("weights were loaded before the input was checked")
         )
     before = tree(home)
     capsys.readouterr()

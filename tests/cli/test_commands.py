@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svi import job
 from svi.cli.interrupt import Interrupt
 from svi.cli.parser import COMMANDS
 from svi.generation.run import Run
+from svi.job import together
 
 
 def frames(path: Path) -> np.ndarray:
@@ -106,7 +106,8 @@ def test_an_option_wins_over_the_storyboard_and_that_over_the_model(svi, home, m
     ]
     assert svi(*words).code == 0
     run = Run.open("run")
-    assert (run.settings.seed, run.settings.steps, run.settings.guidance) == (4, 3, 3.0)
+    default = json.loads((Path(model_folder) / "svi.json").read_text())["guidance"]
+    assert (run.settings.seed, run.settings.steps, run.settings.guidance) == (4, 3, default)
     assert run.count == 2
 
 
@@ -183,6 +184,12 @@ def test_contact_sheet_has_a_row_per_clip(svi, run):
     assert svi("show", run, "--sheet", "few.png", "--rows", "2", "--columns", "1").code == 0
     with Image.open("few.png") as few:
         assert few.height < sheet.height
+    assert svi("show", run, "--columns", "4", "--sheet", "both.png", "--beside", run).code == 0
+    with Image.open("both.png") as both:
+        halves = np.asarray(both)[:, : sheet.width], np.asarray(both)[:, sheet.width :]
+        assert (halves[0] == shown).all()
+        assert (halves[1] == shown).all()
+    assert svi("show", run, "--beside", "nowhere").code == 2
 
 
 def test_export_copies_the_mp4(svi, run):
@@ -280,7 +287,7 @@ def test_full_memory_is_one_line(svi, story, monkeypatch):
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(job, "load_choice", full)
+    monkeypatch.setattr(together, "load_choice", full)
     done = svi(*story)
     assert done.code == 2
     assert done.err.startswith("svi: error: the memory is full: take a smaller --size")

@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from svi import job
 from svi.generation.manifest import RUNNING
 from svi.generation.run import Run
+from svi.job import together
 
 OTHER = "_native_math"  # an attention that every CPU has and that is not the default
-DEFAULTS = {"speed": "reference", "attention": "native", "quantise": "none", "cache_threshold": None}
+DEFAULTS = {
+    "speed": "reference",
+    "attention": "native",
+    "quantise": "none",
+    "cache_threshold": None,
+    "dtype": "float32",
+}
 BAD = [
     (["--memory", "offlaod"], ("offlaod", "did you mean 'offload'")),
     (["--memory", "offload", "--device", "cpu"], ("offload is not for cpu", "resident")),
@@ -44,7 +50,7 @@ def recorded(run: Path | str) -> dict[str, object]:
 
 @pytest.mark.parametrize(("words", "named"), BAD, ids=" ".join)
 def test_a_bad_value_is_one_line_before_weights_are_loaded(svi, story, words, named, monkeypatch):
-    monkeypatch.setattr(job, "load_choice", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(together, "load_choice", lambda *_: pytest.fail("weights were loaded"))
     done = svi(*story, *words)
     assert (done.code, done.out) == (2, "")
     (line,) = (line for line in done.err.splitlines() if line.startswith("svi: error: "))
@@ -64,7 +70,7 @@ def test_words_are_told_recorded_and_kept(svi, story):
     assert done.code == 0
     for told in (f"attention {OTHER}: asked for", "quantisation fp8", "memory resident, estimated peak"):
         assert told in done.err
-    kept = {"speed": f"reference+attention={OTHER}", "attention": OTHER, "quantise": "fp8", "cache_threshold": None}
+    kept = {**DEFAULTS, "speed": f"reference+attention={OTHER}", "attention": OTHER, "quantise": "fp8"}
     assert recorded("run") == kept
     other = svi("extend", "run", "--clips", "1", "--attention", "native", "--quantise", "none")
     assert other.code == 2
@@ -84,9 +90,24 @@ def test_a_run_from_before_these_were_kept_goes_on(svi, run):
         for name in RUNNING:
             del data["settings"][name]
         path.write_text(json.dumps(data))
-    assert recorded(run) == DEFAULTS
+    assert recorded(run) == {**DEFAULTS, "dtype": ""}  # which nobody knows any more
     longer = svi("extend", run, "--clips", "1")
     assert (longer.code, Run.open(run).count) == (0, 4), longer.err
+
+
+def test_another_type_is_another_branch(svi, story):
+    assert svi(*story, "--clips", "1").code == 0
+    refused = svi("extend", "run", "--clips", "1", "--dtype", "bf16")
+    assert refused.code == 2
+    assert "dtype was 'float32', is 'bfloat16'" in refused.err
+    assert "svi branch" in refused.err
+    assert svi("branch", "run", "--at", "1", "--clips", "2", "--dtype", "bf16", "--out", "twig").code == 0
+    assert recorded("twig") == {**DEFAULTS, "dtype": "bfloat16"}
+    assert svi("extend", "twig", "--clips", "1").code == 0  # nothing is said: as its clips were made
+    assert Run.open("twig").count == 3
+    run = json.loads(Path("run/run.json").read_text())
+    assert run["device"] == "cpu"
+    assert [event["device"] for event in Run.open("run").journal() if event["event"] == "started"] == ["cpu"]
 
 
 def test_two_processes_make_the_frames_of_one(svi, story, home):

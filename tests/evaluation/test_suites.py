@@ -13,7 +13,7 @@ from PIL import Image
 
 from svi.errors import UserError
 from svi.evaluation.paper import reported
-from svi.evaluation.registry import PROFILES
+from svi.evaluation.registry import METRICS, PROFILES
 from svi.evaluation.sources import Entry, list_videos, open_sample, write_manifest
 from svi.evaluation.suites import SUITES, get_suite, read_cases
 
@@ -34,6 +34,7 @@ def test_every_suite_says_how_contradictions_are_settled():
     for suite in SUITES.values():
         assert suite.profile in PROFILES
         assert all(settled.says and settled.choice for settled in suite.settled)
+        assert set(suite.opening) <= {*METRICS, "pocket_truth"}
     assert get_suite("consistent-50s").seconds == pytest.approx(50, abs=0.1)
     assert get_suite("creative-250s").seconds == pytest.approx(250, abs=0.1)
     assert get_suite("talk-300s").seconds == 300

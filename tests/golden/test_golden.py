@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,9 @@ from torch import Tensor
 from svi.backends.base import ModelInfo
 from svi.condition import ClipCondition
 from svi.conditioning.memory import ClipMemory
-from svi.conditioning.policy import PRESETS
+from svi.conditioning.policy import MECHANISMS, POLICIES, PRESETS
 from svi.generation.clip import ClipPlan
-from svi.generation.rollout import rollout
+from svi.generation.rollout import as_seen
 from svi.geometry import Geometry
 from svi.solvers import SOLVERS
 
@@ -35,7 +36,12 @@ CASES = [
     *[(preset, "euler", 2.0) for preset in TEXT_ONLY],
     *[("film", solver, 2.0) for solver in SOLVERS if solver not in ("euler", "dpm")],  # dpm takes logarithms
     ("pro", "euler", 1.0),
+    *[(mechanism, "euler", 2.0) for mechanism in MECHANISMS],
 ]
+
+
+# Loud enough for 32 levels; and the model mixes no frames, so that the noise is seen in those alone that clips share.
+LOUD = {"noisy-history": replace(MECHANISMS["noisy-history"], history_noise=0.5, overlap=0)}
 
 
 class ExactBackend:
@@ -80,12 +86,12 @@ def reference() -> Tensor:
 
 def frames(preset: str, solver: str, guidance: float) -> Tensor:
     """All frames of a video of three clips, joined."""
-    plans = (
-        ClipPlan(k, f"beat {k}", "blur", 7 + 42 * k, NUM_FRAMES, HEIGHT, WIDTH, 6, guidance, solver=solver)
+    plans = [
+        [ClipPlan(k, f"beat {k}", "blur", 7 + 42 * k, NUM_FRAMES, HEIGHT, WIDTH, 6, guidance, solver=solver)]
         for k in range(CLIPS)
-    )
-    clips = rollout(plans, ClipMemory.start(reference()), backend=ExactBackend(), policy=PRESETS[preset])
-    return torch.cat([clip.new_frames for clip in clips])
+    ]
+    seen = as_seen(plans, ClipMemory.start(reference()), backend=ExactBackend(), policy={**POLICIES, **LOUD}[preset])
+    return torch.cat([frames for (frames,) in seen])
 
 
 def pin(case: tuple[str, str, float]) -> tuple[str, str]:
@@ -106,8 +112,8 @@ def test_pins_tell_presets_solvers_and_guidance_apart() -> None:
     alike = {("film", "film-opt", "film-transitions"), ("shot", "svi2-wan22"), ("wan", "tom")}
     for group in alike:
         assert len({pins[f"{name} euler 2.0"] for name in group}) == 1
-    distinct = {pins[f"{name} euler 2.0"] for name in TEXT_ONLY}
-    assert len(distinct) == len(TEXT_ONLY) - sum(len(group) - 1 for group in alike)
+    distinct = {pins[f"{name} euler 2.0"] for name in (*TEXT_ONLY, *MECHANISMS)}
+    assert len(distinct) == len(TEXT_ONLY) + len(MECHANISMS) - sum(len(group) - 1 for group in alike)
     assert pins["pro euler 1.0"] != pins["pro euler 2.0"]
     solvers = [digest for name, digest in pins.items() if name.startswith("film ")]
     assert len(set(solvers)) == len(solvers)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from svi.conditioning.policy import PRESETS, ConditioningPolicy, get_policy
+from svi.conditioning.policy import MECHANISMS, POLICIES, PRESETS, ConditioningPolicy, get_policy
 from svi.errors import UserError
 from svi.geometry import Geometry
 
@@ -56,10 +56,28 @@ def test_preset_is_as_published(name):
     assert (policy.steps, policy.shift, policy.known, policy.seed_stride) == (50, 5.0, "first", 42)
 
 
-@pytest.mark.parametrize("policy", PRESETS.values(), ids=PRESETS)
+CHANGED = {
+    "noisy-history": {"history_noise"},
+    "history-guidance": {"history_guidance"},
+    "inverted": {"hand_off", "motion_frames", "motion_latents", "overlap"},
+}
+
+
+def test_a_mechanism_differs_from_the_plain_base_in_itself_alone():
+    assert set(MECHANISMS) == set(CHANGED)
+    assert not set(MECHANISMS) & set(PRESETS)
+    plain = dataclasses.asdict(PRESETS["wan"])
+    for name, policy in MECHANISMS.items():
+        fields = dataclasses.asdict(policy)
+        changed = {field for field, value in fields.items() if value != plain[field]}
+        assert changed == CHANGED[name] | {"name", "summary"}
+        assert get_policy(name) is policy
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_overlap_is_exactly_what_a_later_clip_renders_again(policy):
     rendered_again = policy.motion_frames
-    if policy.hand_off == "latent":  # anchor and motion latents decode to 1 + 4 frames
+    if policy.hand_off != "pixel":  # anchor and motion latents decode to 1 + 4 frames
         rendered_again = Geometry().frames_of(1 + policy.motion_latents)
     assert policy.overlap == rendered_again
 
@@ -85,6 +103,12 @@ def test_unknown_preset_names_the_nearest():
         {"hand_off": "latent"},
         {"hand_off": "latent", "motion_frames": 0, "motion_latents": -1},
         {"hand_off": "latent", "motion_frames": 0, "reference_frames": -1},
+        {"hand_off": "inverted"},
+        {"hand_off": "inverted", "motion_frames": 0},
+        {"hand_off": "inverted", "motion_frames": 0, "motion_latents": 1, "history_noise": 0.1},
+        {"hand_off": "inverted", "motion_frames": 0, "motion_latents": 1, "history_guidance": 2.0},
+        {"history_noise": 1.0},
+        {"history_guidance": 2.0, "drive_guidance": 5.0},
         {"reference_frames": -2},
         {"overlap": -1},
     ],

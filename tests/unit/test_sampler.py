@@ -1,5 +1,7 @@
 """Denoising with a model in closed form."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from closed_form import CHANNELS, TEXT_DIM, TEXT_LENGTH, picture
@@ -74,6 +76,36 @@ def test_three_way_guidance_silences_the_drive_once(backend, condition):
     silent = backend.clean(condition) - text_gap - 0.25
     assert torch.allclose(latents, silent + 2.0 * text_gap + 5.0 * 0.25, atol=1e-4)
     assert backend.forward_passes == 18
+
+
+def test_guidance_by_history_extrapolates_from_the_clip_without_it(backend, condition):
+    alone = replace(condition, values=torch.zeros_like(condition.values))
+    guidance = Guidance(3.0, history=2.0)
+    settings = {**SETTINGS, "guidance": guidance}
+    latents = denoise(backend.velocity, condition, NEGATIVE, **settings, without_history=alone)
+    full, no_text = backend.clean(condition), backend.clean(condition.with_text(NEGATIVE))
+    nothing = backend.clean(alone.with_text(NEGATIVE))
+    assert torch.allclose(latents, nothing + 3 * (full - no_text) + 2 * (no_text - nothing), atol=1e-4)
+    assert backend.forward_passes == 18
+    with pytest.raises(ValueError, match="needs the condition without it"):
+        denoise(backend.velocity, condition, NEGATIVE, **settings)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_ending_is_reached_and_as_noisy_as_the_rest_on_the_way(backend, condition, solver):
+    ending, seen = normal(4, 1, CHANNELS, 2, *SHAPE[3:]), []
+
+    def velocity(noisy, sigma, given):
+        seen.append((float(sigma[0]), noisy.clone()))
+        return backend.velocity(noisy, sigma, given)
+
+    latents = denoise(velocity, condition, None, **SETTINGS, solver=solver, ending=ending)
+    assert torch.allclose(latents[:, :, -2:], ending, atol=1e-4)
+    assert torch.allclose(latents[:, :, :-2], backend.clean(condition)[:, :, :-2], atol=1e-4)
+    if solver == "euler":
+        noise = SETTINGS["noise"][:, :, -2:]
+        for sigma, noisy in seen:
+            assert torch.allclose(noisy[:, :, -2:], (1 - sigma) * ending + sigma * noise, atol=1e-5)
 
 
 def test_experts_have_their_own_scale(backend, condition):

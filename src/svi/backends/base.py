@@ -22,6 +22,7 @@ class ModelInfo:
         loras: ``{LoRA name: sha256}`` of the LoRA files in use, in loading order.
         lora_strengths: strength of each as it was loaded.
         lora_sources: what the user gave for each (a name or a file), so that a resumed run finds it again.
+        stored: how the files of its transformer hold their numbers where they are quantised (``scaled fp8``, ``GGUF``).
         defaults: settings the model recommends (``steps``, ``guidance``, ``shift``, ``negative_prompt``); they win over the preset's.
     """
 
@@ -31,6 +32,7 @@ class ModelInfo:
     lora_strengths: Mapping[str, float] = field(default_factory=dict)
     lora_sources: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
+    stored: str | None = None
 
 
 @runtime_checkable

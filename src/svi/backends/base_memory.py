@@ -16,10 +16,11 @@ from svi.errors import UserError
 KNOWN = {"single": "wan2.1-i2v-14b", "experts": "wan2.2-i2v-a14b", "in place": "wan2.2-ti2v-5b"}
 FP32 = 4
 # What a block keeps for its backward pass, per token and width, beside the inputs of its adapters: six tensors in fp32 (norms,
-# rotations, modulation) and six in the type that it computes in (query, key, value and result of the attentions).
-KEPT_FP32, KEPT_OWN = 6, 6
-# The same per text token and per image token, for their keys and values.
-TEXT_KEPT, IMAGE_KEPT = 17, 8
+# rotations, modulation) and eight in the type that it computes in (query, key, value and result of the attentions, what goes into
+# them), two more where it attends to an image.
+KEPT_FP32, KEPT_OWN, KEPT_WITH_IMAGE = 6, 8, 2
+# Bytes per text token or image token and width, for their keys and values.
+TEXT_KEPT, IMAGE_KEPT = 8, 4
 
 
 def base_sizes(model: str) -> tuple[ModelSizes, Window]:
@@ -63,7 +64,8 @@ def block_bytes(
 ) -> int:
     """Bytes that one block keeps for its backward pass.
 
-    An adapter keeps its input in fp32, for itself; of the feed-forward the input of the GELU stays.
+    Most adapters read what attention keeps anyway; those of the feed-forward keep their input, which has the input of the GELU
+    beside it.
 
     Args:
         tokens: of one video.
@@ -73,9 +75,11 @@ def block_bytes(
     """
     d = shape.width
     given = ("attn2.to_k", "attn2.to_v", "attn2.add_k_proj", "attn2.add_v_proj")  # read text or image, not the video
-    inputs = [inside for name, inside, _ in adapted(shape, targets) if name not in given]
-    kept = d * (KEPT_FP32 * FP32 + KEPT_OWN * dtype_bytes) + shape.ffn_dim * dtype_bytes
-    video = tokens * (kept + FP32 * (sum(inputs) + rank * len(inputs)))
+    count = sum(name not in given for name, _, _ in adapted(shape, targets))
+    of_image = KEPT_WITH_IMAGE if shape.added_kv_proj_dim else 0
+    kept = d * (KEPT_FP32 * FP32 + (KEPT_OWN + of_image) * dtype_bytes) + shape.ffn_dim * dtype_bytes
+    feed_forward = sum(inside for name, inside, _ in adapted(shape, targets) if name.startswith("ffn"))
+    video = tokens * (kept + dtype_bytes * (feed_forward + rank * count))
     images = IMAGE_TOKENS if shape.added_kv_proj_dim else 0
     return batch * (video + d * (TEXT_TOKENS * TEXT_KEPT + images * IMAGE_KEPT))
 

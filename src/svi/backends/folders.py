@@ -39,8 +39,8 @@ def survey(folder: Path) -> Survey:
     listed = read_json(index)
     _check_index(index, listed)
     second = (listed.get("transformer_2") or [None])[0] is not None
-    names: list[PartName] = ["transformer", *(["transformer_2"] if second else []), "vae", "text_encoder"]  # type: ignore[list-item]
-    parts = {name: part(name, folder / name) for name in names}
+    names: tuple[PartName, ...] = ("transformer", "transformer_2", "vae", "text_encoder")
+    parts = {name: part(name, folder / name) for name in names if second or name != "transformer_2"}
     if read_json(folder / "transformer" / "config.json").get("image_dim") is not None:
         parts["image_encoder"] = part("image_encoder", folder / "image_encoder")
     boundary = listed.get("boundary_ratio")

@@ -138,14 +138,15 @@ def _facts(shapes: Shapes, naming: Naming) -> tuple[int, int, int, int, bool]:
 
 
 def _vae(shapes: Shapes) -> Identity | None:
-    for naming, first, last in (
+    marks: tuple[tuple[Naming, str, str], ...] = (
         ("official", "encoder.conv1.weight", "conv2.weight"),
         ("diffusers", "encoder.conv_in.weight", "post_quant_conv.weight"),
-    ):
+    )
+    for naming, first, last in marks:
         if first in shapes and last in shapes and len(shapes[first]) == 5:
             newer = any(".avg_shortcut" in name or "downsamples.0.downsamples" in name for name in shapes)
             newer |= any(name.startswith("encoder.down_blocks.0.resnets") for name in shapes)
-            return Identity("vae", f"Wan {'2.2' if newer else '2.1'} VAE", naming)  # type: ignore[arg-type]
+            return Identity("vae", f"Wan {'2.2' if newer else '2.1'} VAE", naming)
     return None
 
 

@@ -23,7 +23,16 @@ from svi.backends.lora_read import CHECKPOINT_SUFFIXES, SUFFIXES, LoraFile, Pair
 from svi.backends.weights import SETTINGS_FILE, read_json, sha256
 from svi.errors import UserError, nearest
 
-__all__ = ["CHECKPOINT_SUFFIXES", "LoraSpec", "Loras", "find_lora", "load_loras", "names_file", "parse_spec"]
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "LoraSpec",
+    "Loras",
+    "check_lora",
+    "find_lora",
+    "load_loras",
+    "names_file",
+    "parse_spec",
+]
 
 FOLDER = "loras"
 ABSENT = "nothing here is called"
@@ -139,6 +148,36 @@ def find_lora(source: str, folder: Path | None = None) -> Path:
     if path.suffix in SUFFIXES or path.parent != Path("."):
         raise UserError(f"LoRA file {source} is missing")
     raise UserError(f"unknown LoRA {source!r}: {nearest(source, named)} (or give a .safetensors file)")
+
+
+def check_lora(spec: str, folder: Path | None) -> None:
+    """Refuse a LoRA that is missing, not a LoRA file, or has a strength that is no number."""
+    head, colon, tail = spec.rpartition(":")
+    if colon and Path(head).is_file() and not _is_number(tail):
+        raise UserError(f"strength of LoRA {head} must be a number, not {tail!r}")
+    parsed = parse_spec(spec)
+    path = find_lora(parsed.source, folder)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                names = list(file.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0][:80]
+            raise UserError(f"LoRA {path} is damaged or not safetensors ({reason}): fetch the file again") from None
+        if not names:
+            raise UserError(f"LoRA {path} holds no weights")
+    elif path.suffix not in CHECKPOINT_SUFFIXES:
+        raise UserError(f"LoRA {path} is not a .safetensors file (checkpoints of plain tensors: .ckpt, .pt, .pth)")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def names_file(spec: str) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
-from torch import nn
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from svi.backends.lora_read import read
 from svi.errors import UserError, nearest
@@ -23,7 +26,7 @@ def attach_lora(
     """Freeze ``transformer`` and put a fresh LoRA on the linear layers whose names end in one of ``targets``.
 
     The second matrix of every pair is zero, so that nothing changes at first. The first is the same for a seed on
-    every machine. Weights of the LoRA are fp32, whatever the base computes in.
+    every machine. Weights of the LoRA are fp32; its products are in the type of what comes in, as the base's are.
 
     Returns:
         The trainable parameters by name.
@@ -50,7 +53,21 @@ def attach_lora(
             else:
                 nn.init.normal_(fresh, std=1 / rank, generator=generator)
             parameter.data.copy_(fresh)
+    for module in transformer.modules():
+        if isinstance(module, BaseTunerLayer):
+            _compute_in_input_dtype(module)
     return parameters
+
+
+def _compute_in_input_dtype(layer: Any) -> None:
+    """Cast the small matrices of a pair to the activations' type; peft casts the activations, a quarter of a training step."""
+    layer.cast_input_dtype_enabled = False
+    for linear in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
+        linear.forward = partial(_product, linear)
+
+
+def _product(linear: nn.Linear, inputs: Tensor) -> Tensor:
+    return F.linear(inputs, linear.weight.to(inputs.dtype))
 
 
 def begin_with(parameters: Mapping[str, nn.Parameter], file: str, *, alpha: float) -> None:

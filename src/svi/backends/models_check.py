@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _diffusers(folder: Path) -> Makers:
     names: list[PartName] = ["transformer", "transformer_2", "vae", "text_encoder", "image_encoder"]
     for name in names:
         if name != "transformer_2" or (listed.get(name) or [None])[0] is not None:
-            yield name, lambda name=name: folders.part(name, folder / name)  # type: ignore[misc]
+            yield name, partial(folders.part, name, folder / name)
 
 
 def _official(folder: Path) -> Makers:
@@ -105,7 +106,7 @@ def _official(folder: Path) -> Makers:
     encoders = folder / "config-encoders.json"
     sizes = read_json(encoders) if encoders.is_file() else {}
     for name, place in zip(names, places, strict=False):
-        yield name, lambda n=name, p=place: official.transformer_part(n, p, read_json(p / "config.json"))  # type: ignore[misc]
+        yield name, partial(_official_transformer, name, place)
     config = places[0] / "config.json"
     vae = read_json(config).get("vae", {}) if config.is_file() else {}
     yield "vae", lambda: official.vae_part(official.one(folder, "*VAE.pth"), vae)
@@ -113,10 +114,18 @@ def _official(folder: Path) -> Makers:
     yield "image_encoder", lambda: official.image_part(official.one(folder, "models_clip_*.pth"), sizes.get("clip", {}))
 
 
+def _official_transformer(name: PartName, place: Path) -> Part:
+    return official.transformer_part(name, place, read_json(place / "config.json"))
+
+
 def _loose(folder: Path) -> Makers:
     found: Survey = layouts_loose.survey(folder)
     for name, part in found.parts.items():
-        yield name, lambda part=part: part  # type: ignore[misc]
+        yield name, partial(_as_found, part)
+
+
+def _as_found(part: Part) -> Part:
+    return part
 
 
 def _reads_images(transformer: Part | None) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from svi.backends.layouts_files import headers, tensors
+from svi.backends.layouts_files import header, headers, size_bytes, tensors
 from svi.backends.placement import Placement
 from svi.backends.weights import Parts, Tensors, checked, empty_weights, fill, layout, reading
 from svi.errors import UserError
@@ -28,6 +28,8 @@ STAGES: dict[PartName, str] = {
 }
 # The reference keeps these in fp32 whatever the model's type: every clip passes through them, and what bf16 loses adds up.
 EXACT = ("vae", "image_encoder")
+# A text encoder whose files take more is worth being left for later: the 11 GB of Wan's are, those of a small model are not.
+LARGE_TEXT_BYTES = 256 * 2**20
 TIED_EMBEDDING = "encoder.embed_tokens.weight"  # of the text encoder: stored once or twice, held once
 
 
@@ -161,10 +163,19 @@ def survey(folder: Path) -> Survey:
     return readers[layout(folder)](folder)
 
 
-def load(found: Survey, placement: Placement, say: Callable[[str], None] = lambda line: None) -> Parts:
+def load(
+    found: Survey,
+    placement: Placement,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    late_text: bool | None = False,
+) -> Parts:
     """Load what a survey found; every header is checked before the first tensor is read.
 
     Of a model of two experts the one for low noise is left to its loader, so that it need not be in memory.
+
+    Args:
+        late_text: whether the text encoder is left to its loader, too; None = where its files are large.
 
     Raises:
         UserError: for missing, damaged or foreign files, each named with the remedy.
@@ -178,21 +189,30 @@ def load(found: Survey, placement: Placement, say: Callable[[str], None] = lambd
         empty[name] = part.verify()
         files.extend([*part.documents, *part.files])
     refuse_misfits(found, empty)
-    tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer, files)
+    for_text = [*found.parts["text_encoder"].documents, *found.parts["text_encoder"].files]
+    tokenizer_files: list[Path] = []
+    tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer, tokenizer_files)
+    files.extend(tokenizer_files)
+    if late_text is None:
+        late_text = size_bytes(found.parts["text_encoder"].files) > LARGE_TEXT_BYTES
+    later = {"transformer_2", *(["text_encoder"] if late_text else [])}
     modules: dict[str, Any] = {}
     for name, part in found.parts.items():
-        if name != "transformer_2":
+        if name not in later:
             say(f"loading {STAGES[name]}")
             modules[name] = part.load(placement)
     found.defaults = {**recommended(modules["vae"].config.z_dim), **found.defaults}
     parts = Parts(
         modules["transformer"],
         modules["vae"],
-        modules["text_encoder"],
+        modules.get("text_encoder"),
         tokenizer,
         modules.get("image_encoder"),
         files,
         dict(found.defaults),
+        read_text=_loader(found.parts["text_encoder"], placement, say) if late_text else None,
+        text_files=[*for_text, *tokenizer_files],
+        stored=next((kind for path in found.parts["transformer"].files if (kind := header(path).quantised)), None),
     )
     if found.experts:
         pair: dict[str, PartName] = {"high": "transformer", "low": "transformer_2"}

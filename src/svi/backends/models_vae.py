@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +13,11 @@ from svi.backends.vae import WanVae
 class PatchedVae(WanVae):
     """A VAE whose decoder gives ``(B, 3 p p, t, H / p, W / p)``: put together to pixels as ``vae.decode`` does."""
 
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """As :meth:`svi.backends.vae.WanVae.decode`."""
+    def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """As :meth:`svi.backends.vae.WanVae.decode_stream`."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-        for frames in super().decode(latents):
+        for frames in super().decode_stream(pieces):
             yield unpatchify(frames, patch_size=self.vae.config.patch_size)
 
 

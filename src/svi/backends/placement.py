@@ -166,6 +166,7 @@ def choose(
     text: Home | None = None,
     compile: bool | None = None,
     cache_threshold: float | None = None,
+    merge_loras: bool | None = None,
     disk: Path | None = None,
     sizes: ModelSizes | None = None,
     window: Window | None = None,
@@ -178,7 +179,7 @@ def choose(
         device, dtype: None = the best there is.
         memory: ``auto``, or a profile: ``resident``, ``offload``, ``low``.
         speed: preset, or one that was put together by hand.
-        attention, compile, cache_threshold: knobs of ``speed``; None = as the preset has them.
+        attention, compile, cache_threshold, merge_loras: knobs of ``speed``; None = as the preset has them.
         quantise: how weights are stored; ``none`` = as they are, also in a profile that would quantise.
         text: where the text encoder works: ``device``, ``visit`` (there for the moment), ``cpu``; None = as the profile says.
         disk: folder in which blocks wait instead of RAM.
@@ -192,7 +193,8 @@ def choose(
     where, why_device = _device(device)
     what, why_dtype = _dtype(dtype, where)
     reasons = {"device": why_device, "dtype": why_dtype}
-    wanted = get_speed(speed, attention=attention, compile=compile, cache_threshold=cache_threshold)
+    knobs = dict(attention=attention, compile=compile, cache_threshold=cache_threshold, merge_loras=merge_loras)
+    wanted = get_speed(speed, **knobs)
     wanted, reasons["speed"] = _speed(wanted, where, asked=bool(compile))
     name, reasons["attention"] = _attention(wanted.attention, where, what, download)
     rung, needed, reasons["memory"] = lay_out(

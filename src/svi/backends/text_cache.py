@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from svi.files import explained, write_atomic
 
 SUFFIX = ".safetensors"
 BUDGET_BYTES = 2**30  # some 3,000 prompts of Wan 14B
+LIBRARIES = ("torch", "transformers", "tokenizers", "ftfy")  # another version may round or split words otherwise
 Encode = Callable[[Sequence[str]], Tensor]
 
 
@@ -33,13 +35,14 @@ def default_folder() -> Path:
 
 
 def identity(files: Mapping[str, str], dtype: torch.dtype, device: torch.device) -> str:
-    """What the embeddings of an encoder depend on, as one string.
+    """What the embeddings of an encoder depend on, as one string; versions of libraries included.
 
     Args:
         files: hashes of its weight, configuration and tokenizer files, by name.
         dtype, device: what and where it computes; another kind of device rounds differently.
     """
-    return json.dumps([sorted(files.items()), str(dtype), device.type])
+    versions = [metadata.version(name) for name in LIBRARIES]
+    return json.dumps([sorted(files.items()), str(dtype), device.type, versions])
 
 
 class TextCache:

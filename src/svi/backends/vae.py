@@ -8,7 +8,7 @@ Knows nothing about clips, prompts or the transformer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ def fast_convolutions(module: ModuleT) -> ModuleT:
     if torch.backends.mkldnn.is_available():
         for part in module.modules():
             if isinstance(part, nn.Conv3d):
-                part._conv_forward = partial(_onednn, part)  # type: ignore[method-assign]
+                part._conv_forward = partial(_onednn, part)  # type: ignore[method-assign]  # meant: of this module alone
     return channels_last(module)
 
 
@@ -80,23 +80,33 @@ class WanVae:
         mean, inverse_std = self._statistics(latents)
         return (latents - mean) * inverse_std
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Normalised latents ``(B, C, F, h, w)`` -> float video ``(B, 3, t, H, W)`` in [-1, 1], t = 1, then 4 per latent frame.
 
         Bit-identical to ``vae.decode``, which holds all frames and copies what it has at every latent frame.
         """
-        latents = latents.to(self.vae.device, torch.float32)
-        mean, inverse_std = self._statistics(latents)
-        hidden = self.vae.post_quant_conv((latents / inverse_std + mean).contiguous(memory_format=self._layout))
+        return self.decode_stream([latents])
+
+    @torch.no_grad()
+    def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """As :meth:`decode`, for latents that come in pieces and follow one another in time.
+
+        The decoder remembers what came before across pieces: only the first latent frame of all is decoded as a single picture.
+        """
         cache: list[Any] = [None] * self.vae._cached_conv_counts["decoder"]
-        for index in range(hidden.shape[2]):
-            # no_grad does not reach into a generator that is resumed under another mode, hence per chunk.
-            with torch.no_grad():
-                frames = self.vae.decoder(
-                    hidden[:, :, index : index + 1], feat_cache=cache, feat_idx=[0], first_chunk=index == 0
-                )
-            yield frames.clamp_(-1.0, 1.0)
+        first = True
+        for piece in pieces:
+            latents = piece.to(self.vae.device, torch.float32)
+            mean, inverse_std = self._statistics(latents)
+            with torch.no_grad():  # does not reach into a generator that is resumed under another mode, hence per chunk
+                whole = (latents / inverse_std + mean).contiguous(memory_format=self._layout)
+                hidden = self.vae.post_quant_conv(whole)
+            for index in range(hidden.shape[2]):
+                with torch.no_grad():
+                    chunk = hidden[:, :, index : index + 1]
+                    frames = self.vae.decoder(chunk, feat_cache=cache, feat_idx=[0], first_chunk=first)
+                first = False
+                yield frames.clamp_(-1.0, 1.0)
 
 
 def to_uint8(video: Tensor) -> Tensor:

@@ -6,9 +6,7 @@ and the 14B models differ in their folder only.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +15,22 @@ from torch import Tensor
 
 from svi.backends import step_cache
 from svi.backends.base import Backend, ModelInfo
+from svi.backends.decoder import decoded
 from svi.backends.encoders import TEXT_TOKENS, TextEncoder, clip_features, clip_pixels
-from svi.backends.experts import SIDES, TIMESTEPS, Expert, Experts, Keep, Side, pair
+from svi.backends.experts import TIMESTEPS, Experts, Keep, Side
 from svi.backends.models_packing import beside, in_place, token_timesteps, towards_given
 from svi.backends.models_parts import refuse_unfit
 from svi.backends.models_vae import codec
-from svi.backends.placement import Placement, choose, prepare_encoders, prepare_transformer
+from svi.backends.placement import Placement, choose, prepare_encoders
 from svi.backends.text_attention import fold_text_padding
-from svi.backends.vae import to_uint8
+from svi.backends.text_cache import Encode, TextCache, cached, default_folder, identity, late
 from svi.condition import ClipCondition
 from svi.errors import UserError
 from svi.geometry import Geometry
 
 if TYPE_CHECKING:
     from svi.backends.lora import LoraSpec
-    from svi.backends.memory import ModelSizes
+    from svi.backends.weights import Parts
 
 __all__ = ["TIMESTEPS", "WanBackend", "load_backend"]
 
@@ -46,7 +45,8 @@ class WanBackend:
     Attributes:
         geometry, info: see :class:`~svi.backends.base.Backend`.
         placement: device and types, with the reasons.
-        transformer, vae, text_encoder, tokenizer, image_encoder: the parts, as the libraries make them.
+        transformer, vae, text_encoder, tokenizer, image_encoder: the parts, as the libraries make them. The text encoder is
+            None where embeddings are cached on disk: it is then loaded for prompts that are not there, and out of sight.
         loras: the attached LoRAs, or None.
         runner: what :meth:`velocity` calls: the transformer, or a wrapper of it that trains it in several processes.
         experts: the two transformers of Wan 2.2 A14B; None for every other model. They share all sizes.
@@ -56,7 +56,7 @@ class WanBackend:
         self,
         transformer: Any,
         vae: Any,
-        text_encoder: Any,
+        text_encoder: Any | None,
         tokenizer: Any | None,
         image_encoder: Any | None = None,
         *,
@@ -64,8 +64,11 @@ class WanBackend:
         placement: Placement | None = None,
         loras: Any | None = None,
         experts: Experts | None = None,
+        prompts: Encode | None = None,
     ) -> None:
         """Wrap parts that are already loaded. Where there are ``experts``, ``transformer`` may be any of them.
+
+        ``prompts``: what :meth:`encode_text` asks instead of ``text_encoder``, which may then be None.
 
         Raises:
             UserError: for a transformer that does not read an image condition (text-to-video).
@@ -80,7 +83,7 @@ class WanBackend:
         self._image_width: int | None = transformer.config.image_dim
         self._in_place = transformer.config.in_channels == self.geometry.latent_channels
         self._codec = codec(vae)
-        self._prompts = TextEncoder(text_encoder, tokenizer)
+        self._prompts: Encode = prompts or TextEncoder(text_encoder, tokenizer)
         if self.device.type == "cpu":
             fold_text_padding(transformer)
 
@@ -110,14 +113,11 @@ class WanBackend:
             ValueError: for more than one video.
             FloatingPointError: where the latents are not finite; they would become arbitrary pixels.
         """
-        if latents.ndim != 5 or latents.shape[0] != 1:
-            raise ValueError(f"latents must be (1, C, F, h, w), not {tuple(latents.shape)}")
-        if not torch.isfinite(latents).all():
-            raise FloatingPointError(
-                "the latents hold NaN or infinity: run in fp32 or bf16, or check weights and LoRAs"
-            )
-        for video in self._codec.decode(latents):
-            yield to_uint8(video)[0]
+        return self.decode_stream([latents])
+
+    def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """As :meth:`decode`, for latents that come in pieces and follow one another in time: see :class:`~svi.backends.decoder.Decoder`."""
+        return decoded(self._codec, pieces)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> ``(B, 512, D)`` fp32, zero after each prompt's last token."""
@@ -226,6 +226,7 @@ def load_backend(
     keep_experts: Keep | None = None,
     expert: Side | None = None,
     team: Any | None = None,
+    text_cache: bool | None = False,
     progress: Callable[[str], None] | None = None,
     **running: Any,
 ) -> Backend:
@@ -242,6 +243,8 @@ def load_backend(
         keep_experts: where the expert that is not in use waits (see :class:`~svi.backends.experts.Experts`); left out, by free memory.
         expert: load this one of two experts alone, as training needs it.
         team: processes that share the tokens of each evaluation (:class:`svi.backends.parallel.Team`).
+        text_cache: whether embeddings of prompts are kept on disk (:mod:`svi.backends.text_cache`), and the text encoder is
+            read for the first one that is not there; None = where that encoder is large.
         progress: called with one line at each stage.
         running: how it runs, as :func:`svi.backends.placement.choose` takes it (``memory``, ``speed``, ``attention``, ``quantise``,
             ``text``, ``disk``, ``window`` ...); left out, everything is resident and nothing is estimated, as training needs it.
@@ -250,122 +253,66 @@ def load_backend(
         UserError: for an unknown model, missing or damaged files (named, with the remedy), a LoRA that does not fit.
     """
     from svi.backends import weights
-    from svi.backends.lora import find_lora, parse_spec
+    from svi.backends.dress import Dresser, sizes_of
+    from svi.backends.lora import parse_spec
 
     say = progress or (lambda line: None)
     specs = [parse_spec(spec) for spec in loras]
-    placement = choose(
-        device, dtype, **{**running, "memory": "resident", "disk": None}
-    )  # what is wrong without looking at the model
+    # What is wrong without looking at the model comes first.
+    placement = choose(device, dtype, **{**running, "memory": "resident", "disk": None})
     folder = weights.find_model(model, allow_download=allow_download)
     if running:
-        placement = choose(device, dtype, **running, sizes=_sizes(folder, expert))
+        placement = choose(device, dtype, **running, sizes=sizes_of(folder, expert))
     for line in placement.lines():  # before loading: it may take minutes, and the memory of the machine
         say(line)
-
-    dressed = _dresser(specs, folder, placement, team, say)
     with weights.quiet_libraries():
-        parts = weights.load_parts(folder, placement, say, expert=expert)
-        if parts.experts:
-            _refuse_unfit_loras(specs, folder)
-        first = dressed(parts.transformer, "high" if parts.experts else expert)
-        experts = None
-        if parts.experts:
-            load = {side: partial(_read, parts.experts[side], dressed, side) for side in SIDES}
-            home, keep = placement.home("transformer"), keep_experts or _keep(placement)
-            experts = pair(load, first, parts.boundary, home, keep, [spec.name for spec in specs], say)
+        parts = weights.load_parts(folder, placement, say, expert=expert, late_text=text_cache)
+        first, experts = Dresser(specs, folder, placement, team, say).both(parts, expert, keep_experts)
         prepare_encoders(placement, text_encoder=parts.text_encoder, image_encoder=parts.image_encoder)
-    info = ModelInfo(
-        name=model,
-        files=weights.hashes(folder, parts.files),
-        loras={spec.name: weights.sha256(find_lora(spec.source, folder)) for spec in specs},
-        lora_strengths={spec.name: spec.strength for spec in specs},
-        lora_sources={spec.name: spec.origin for spec in specs},
-        defaults=parts.defaults,
-    )
-    if experts is not None:
-        say(experts.line())
     return WanBackend(
         parts.transformer,
         parts.vae,
         parts.text_encoder,
         parts.tokenizer,
         parts.image_encoder,
-        info=info,
+        info=_info(model, folder, parts, specs),
         placement=placement,
         loras=None if experts else first.loras,
         experts=experts,
+        prompts=None if parts.read_text is None else _remembered(parts, folder, placement, say),
     )
 
 
-def _dresser(
-    specs: Sequence[LoraSpec], folder: Path, placement: Placement, team: Any | None, say: Callable[[str], None]
-) -> Callable[[Any, Side | None], Expert]:
-    """Puts on a transformer all that belongs on it: the LoRAs of its side, and how it runs."""
-    from svi.backends.lora import load_loras
+def _info(model: str, folder: Path, parts: Parts, specs: Sequence[LoraSpec]) -> ModelInfo:
+    """What a run has to remember of a loaded model."""
+    from svi.backends import weights
+    from svi.backends.lora import find_lora
 
-    def dressed(module: Any, side: Side | None) -> Expert:
-        mine = [spec for spec in specs if side is None or lora_side(spec, folder) in {side, None}]
-        adapters = load_loras(module, mine, folder=folder) if mine else None
-        prepare_transformer(module, placement, team=team, say=say)
-        if placement.device.type == "cpu":
-            fold_text_padding(module)
-        return Expert(module, adapters)
-
-    return dressed
-
-
-def _refuse_unfit_loras(specs: Sequence[LoraSpec], folder: Path) -> None:
-    """LoRAs of the expert that may be loaded much later: what does not fit is found now, on a module without weights."""
-    from svi.backends import lora_read
-    from svi.backends.lora import converted, find_lora
-    from svi.backends.models_parts import survey
-
-    for spec in specs:
-        if lora_side(spec, folder) == "low":
-            converted(lora_read.read(find_lora(spec.source, folder)), survey(folder).parts["transformer_2"].empty())
+    return ModelInfo(
+        name=model,
+        files=weights.hashes(folder, parts.files),
+        loras={spec.name: weights.sha256(find_lora(spec.source, folder)) for spec in specs},
+        lora_strengths={spec.name: spec.strength for spec in specs},
+        lora_sources={spec.name: spec.origin for spec in specs},
+        defaults=parts.defaults,
+        stored=parts.stored,
+    )
 
 
-def _sizes(folder: Path, expert: Side | None) -> ModelSizes:
-    """What the model takes, from configurations and headers."""
-    from svi.backends.memory import ModelSizes
-    from svi.backends.models_parts import survey
-
-    found = survey(folder)
-    parts = (found if expert is None else found.only(expert)).parts
-    configs = {name: part.empty().config for name, part in parts.items()}
-    plain: dict[str, Mapping[str, Any]] = {
-        name: dict(made) if isinstance(made, dict) else made.to_dict() for name, made in configs.items()
-    }
-    return ModelSizes.of(folder.name, plain)
-
-
-def _keep(placement: Placement) -> Keep | None:
-    """Where the expert that is not in use waits, where the memory profile says so."""
-    if placement.layout.in_turn:
-        return "swap"
-    return "both" if placement.layout.transformer == "visit" else None
-
-
-def _read(load: Callable[[], Any], dressed: Callable[[Any, Side], Expert], side: Side) -> Expert:
+def _remembered(parts: Parts, folder: Path, placement: Placement, say: Callable[[str], None]) -> Encode:
+    """Prompts by way of the cache on disk; the text encoder is read for the first that is not there, and stays."""
     from svi.backends import weights
 
-    with weights.quiet_libraries():
-        return dressed(load(), side)
+    read = parts.read_text
+    assert read is not None
 
+    def load() -> Encode:
+        with weights.quiet_libraries():
+            encoder = read()
+        prepare_encoders(placement, text_encoder=encoder, image_encoder=None)
+        return TextEncoder(encoder, parts.tokenizer)
 
-def lora_side(spec: LoraSpec, folder: Path) -> Side | None:
-    """The expert that a LoRA is for, by its metadata, else by its file's name; None = it does not say."""
-    from svi.backends.layouts_files import header
-    from svi.backends.layouts_loose import noise_side
-    from svi.backends.lora import find_lora
-    from svi.backends.weights import reading
-
-    path = find_lora(spec.source, folder)
-    if path.suffix == ".safetensors":
-        with reading(path):
-            stated = dict(json.loads(header(path).metadata.get("svi", "{}"))).get("expert")
-        if stated is not None:
-            return next((side for side in SIDES if side == stated), None)
-    named = noise_side(path.name)
-    return next((side for side in SIDES if side == named), None)
+    works_on = torch.device("cpu") if placement.layout.text == "cpu" else placement.device
+    cache = TextCache(default_folder(), identity(weights.hashes(folder, parts.text_files), placement.dtype, works_on))
+    say(f"text encoder: read for prompts that are not in {cache.folder} yet")
+    return cached(late(load), cache)

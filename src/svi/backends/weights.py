@@ -47,19 +47,26 @@ class Parts:
 
     Attributes:
         transformer: of a model of two experts (Wan 2.2 A14B) the one for high noise.
+        text_encoder: None where it is left for later.
         experts: how to read the two transformers, ``high`` and ``low``; empty for a model of one.
         boundary: noise level at which the model's authors change experts.
+        read_text: reads the text encoder that was left for later; None where it is loaded.
+        text_files: all that decide what a prompt is turned into: of the text encoder and of the tokenizer.
+        stored: how the files of the transformer hold their numbers where they are quantised; None = as they are.
     """
 
     transformer: Any
     vae: Any
-    text_encoder: Any
+    text_encoder: Any | None
     tokenizer: Any | None
     image_encoder: Any | None
     files: list[Path] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
     experts: dict[str, Callable[[], Any]] = field(default_factory=dict)
     boundary: float | None = None
+    read_text: Callable[[], Any] | None = None
+    text_files: list[Path] = field(default_factory=list)
+    stored: str | None = None
 
 
 # -- which folder ------------------------------------------------------------------------------------------------------
@@ -102,8 +109,8 @@ def _from_hub(model: str, hub_id: str, allow_download: bool) -> Path:
         if allow_download:
             raise UserError(f"could not download {hub_id}: {error}") from error
         raise UserError(
-            f"model {model!r} is neither a folder nor downloaded yet: add --download to fetch it from the Hugging Face "
-            f"hub, or run `hf download {hub_id} --local-dir FOLDER` and give --model FOLDER"
+            f"model {model!r} is neither a folder nor downloaded yet: `svi models download {model}` fetches it from the "
+            "Hugging Face hub, and so does --download before a video; or give a folder that holds it"
         ) from None
 
 
@@ -133,8 +140,13 @@ def load_parts(
     say: Callable[[str], None] = lambda line: None,
     *,
     expert: Literal["high", "low"] | None = None,
+    late_text: bool | None = False,
 ) -> Parts:
-    """Load all parts of a model folder in any layout; ``expert``: one of the two of Wan 2.2 A14B alone.
+    """Load all parts of a model folder in any layout.
+
+    Args:
+        expert: one of the two of Wan 2.2 A14B alone.
+        late_text: whether the text encoder is only checked and left to ``Parts.read_text``; None = where its files are large.
 
     Raises:
         UserError: for a folder that is no model, and for missing, damaged or foreign files in it.
@@ -142,7 +154,7 @@ def load_parts(
     from svi.backends.models_parts import load, survey
 
     found = survey(folder)
-    parts = load(found if expert is None else found.only(expert), placement, say)
+    parts = load(found if expert is None else found.only(expert), placement, say, late_text=late_text)
     settings = folder / SETTINGS_FILE
     if settings.is_file():
         parts.files.append(settings)

@@ -26,8 +26,10 @@ def show(args: argparse.Namespace) -> int:
 
     run = Run.open(args.run)
     sheet = None
-    if args.sheet is not None:
-        sheet = save_sheet(run, Path(args.sheet or run.path / "sheet.png"), rows=args.rows, columns=args.columns)
+    if args.sheet is not None or args.beside:
+        beside = [Run.open(path) for path in args.beside]
+        target = Path(args.sheet or run.path / "sheet.png")
+        sheet = save_sheet(run, target, beside=beside, rows=args.rows, columns=args.columns)
     found = report(run)
     if args.json:
         print(json.dumps({**found.to_dict(), "sheet": sheet and str(sheet)}, ensure_ascii=False))
@@ -83,7 +85,12 @@ def export(args: argparse.Namespace) -> int:
     except UserError as error:
         print(_salvaged(args, error))
         return DONE
-    print(write(run, args.out, format=args.format, range=args.range, scale=args.scale))
+    decoder = None
+    if args.stream:
+        from svi.backends.decoder import load_decoder
+
+        decoder = load_decoder(run.manifest.model.name, device=args.device, files=run.manifest.model.files)
+    print(write(run, args.out, format=args.format, range=args.range, scale=args.scale, decoder=decoder))
     return DONE
 
 
@@ -103,13 +110,13 @@ def presets(args: argparse.Namespace) -> int:
     """``svi presets``."""
     from rich.table import Table
 
-    from svi.conditioning.policy import PRESETS
+    from svi.conditioning.policy import POLICIES
 
     if args.json:
-        print(json.dumps({name: asdict(policy) for name, policy in PRESETS.items()}, ensure_ascii=False))
+        print(json.dumps({name: asdict(policy) for name, policy in POLICIES.items()}, ensure_ascii=False))
         return DONE
     table = Table("preset", "carries over", "overlap", "steps", "guidance", "trained on", "what it is for", box=None)
-    for name, policy in PRESETS.items():
+    for name, policy in POLICIES.items():
         carried = f"{policy.motion_frames} frames" if policy.hand_off == "pixel" else f"{policy.motion_latents} latents"
         base = policy.base if policy.drive is None else f"{policy.base} (needs {policy.drive})"
         row = (name, carried, str(policy.overlap), str(policy.steps), f"{policy.guidance:g}", base, policy.summary)

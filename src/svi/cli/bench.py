@@ -1,4 +1,4 @@
-"""The words of ``svi bench``: plan, generate, score, compare, report, selftest, cache, speed. Imports nothing heavy."""
+"""The words of ``svi bench``: plan, generate, miniature, score, compare, report, selftest, cache, speed. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ copies, stands still or burns out is called degenerate, not ranked; what cannot 
   svi bench score runs/mine --videos ours=clips/ theirs=/data/theirs/ --profile paper
   svi bench compare runs/bench --against wan      tables on stdout
   svi bench report runs/bench                     report.html (one file), Markdown, CSV, LaTeX beside it
+  svi bench miniature --out runs/table1 --jobs 2  the paper's Table 1 on the pocket model: made, scored and reported
   svi bench selftest                              do foolers and injected faults come out as they must
   svi bench cache runs/bench --prune              what is stored, and delete what nothing refers to
   svi bench speed --help                          seconds per step, frame and clip
@@ -39,6 +40,13 @@ methods: NAME[:key=value,...] with keys preset, lora (NAME|FILE[:STRENGTH], repe
   erft:preset=shot,lora=shot          any name, with its preset
   truth vae copy-clips ping-pong copy-reference blur noise ...   controls, made of the true video
   copy-clips:of=erft                  a control made of another method's video
+  noisy-history history-guidance inverted   mechanisms of other methods, on the same model (svi presets)
+"""
+MINIATURE = """\
+The paper's Table 1 in miniature, on the pocket model: what other methods do against drift, each mechanism alone on the same
+model with the same images, prompts and noise, beside error recycling, the truth and naive foolers. Makes what is not there
+yet, scores it, and writes the report; stop at any time, and the same command goes on. A row whose LoRA is not there is named and
+left out. All of it takes hours on a CPU: --samples, --clips and --methods make less of it.
 """
 SCORE = """\
 Compute the scores that are not stored yet: each video is read once for all of them. Results are kept by content, so a
@@ -69,6 +77,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     sub = verbs_of(parser)
     _plan_words(_verb(sub, "plan", "weights, disk and time, before anything is done", PLAN))
     _generate_words(_verb(sub, "generate", "make the videos of a suite", GENERATE))
+    _miniature_words(_verb(sub, "miniature", "the paper's Table 1 on the pocket model, in one go", MINIATURE))
     _score_words(_verb(sub, "score", "compute what is not scored yet", SCORE))
     _compare_words(_verb(sub, "compare", "tables on stdout", COMPARE))
     _report_words(_verb(sub, "report", "one HTML file, and tables in files", REPORT))
@@ -132,10 +141,37 @@ def _generate_words(verb: argparse.ArgumentParser) -> None:
     method = {"nargs": "+", "action": "extend", "required": True, "metavar": "METHOD"}
     verb.add_argument("--method", "--methods", dest="method", help="what makes videos, see above", **method)  # type: ignore[arg-type]
     verb.add_argument("--out", required=True, metavar="DIR", help="folder of the benchmark")
+    _making_words(verb)
+    together = "videos made side by side (pocket suite): faster, plain files instead of run folders (default: 1)"
+    verb.add_argument("--batch", type=values.whole(), default=1, metavar="N", help=together)
     verb.add_argument("--device", metavar="DEVICE", help="cpu, cuda, ... (default: the best there is)")
+
+
+def _making_words(verb: argparse.ArgumentParser) -> None:
+    jobs = "processes, each with its share of the cores (default: 1)"
+    verb.add_argument("--jobs", type=values.whole(), default=1, metavar="N", help=jobs)
     verb.add_argument("--dtype", metavar="DTYPE", help="float32, bfloat16, float16 (default: the device's)")
     verb.add_argument("--threads", type=values.whole(), metavar="N", help="CPU threads (default: all)")
     verb.add_argument("--download", action="store_true", help="allow fetching a hub model that is not here yet")
+
+
+def _miniature_words(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--out", required=True, metavar="DIR", help="folder of the benchmark")
+    verb.add_argument("--methods", nargs="+", action="extend", default=[], metavar="NAME", help="only these rows")
+    verb.add_argument("--samples", type=values.whole(), default=32, metavar="N", help="worlds (default: 32)")
+    length = "clips of each video, chained by their last frame (default: 50)"
+    verb.add_argument("--clips", type=values.whole(), default=50, metavar="N", help=length)
+    together = "videos made side by side (default: 8)"
+    verb.add_argument("--batch", type=values.whole(), default=8, metavar="N", help=together)
+    lora = "file of a LoRA that rows name: shot, shot-control, film, svi2, pro; repeat"
+    verb.add_argument("--lora", nargs="+", action="extend", default=[], metavar="NAME=FILE", help=lora)
+    verb.add_argument("--model", default="pocket", metavar="MODEL", help="the model of all rows (default: pocket)")
+    verb.add_argument(
+        "--sheets", type=values.whole(0), default=2, metavar="N", help="samples of which frames are shown"
+    )
+    _making_words(verb)
+    _metric_words(verb)
+    verb.set_defaults(foolers=[], retry_failed=True, dry_run=False, shard=(0, 1))
 
 
 def _score_words(verb: argparse.ArgumentParser) -> None:

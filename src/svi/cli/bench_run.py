@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ from svi.cli import DONE, INTERRUPTED
 from svi.errors import UserError
 
 if TYPE_CHECKING:
+    from svi.benchmark import Bench, Method
     from svi.evaluation.metric import Metric
     from svi.evaluation.runner import Tick
+    from svi.evaluation.sources import Listing
 
 BROKEN = 1  # exit code of a self-test that does not hold
 
@@ -37,14 +39,8 @@ def plan(args: argparse.Namespace) -> int:
 def generate(args: argparse.Namespace) -> int:
     """``svi bench generate``."""
     from svi import benchmark
-    from svi.cli.interrupt import Interrupt
-    from svi.options import Place
 
     methods = [benchmark.parse_method(text) for text in args.method]
-    if args.threads is not None:
-        import torch
-
-        torch.set_num_threads(args.threads)
     out = Path(args.out)
     bench = benchmark.open_bench(
         out,
@@ -55,27 +51,60 @@ def generate(args: argparse.Namespace) -> int:
         clips=args.clips,
         model=args.model,
     )
-    interrupt = Interrupt()
-    with interrupt, _Show("clips") as show:
-        interrupt.arm()
-        place = Place(args.device, args.dtype, args.download, should_stop=interrupt.asked)
-        whole = benchmark.generate(bench, methods, model=args.model, place=place, watch=show)
-    if not whole:
-        print("svi: stopped; the same command goes on", file=sys.stderr)
+    if not _made(args, bench, methods):
         return INTERRUPTED
     print(f"next: svi bench score {out}", file=sys.stderr)
     return DONE
 
 
+def _made(args: argparse.Namespace, bench: Bench, methods: Sequence[Method]) -> bool:
+    """Make what is lacking; False: stopped, and said so."""
+    from svi import benchmark
+    from svi.cli.interrupt import Interrupt
+    from svi.options import Place
+
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    interrupt = Interrupt()
+    try:
+        with interrupt, _Show("clips") as show:
+            if args.jobs == 1:  # several processes cannot be asked between steps: Ctrl-C ends them
+                interrupt.arm()
+            place = Place(args.device, args.dtype, args.download, should_stop=interrupt.asked)
+            whole = benchmark.generate(
+                bench, methods, model=args.model, place=place, watch=show, together=args.batch, jobs=args.jobs
+            )
+    except KeyboardInterrupt:
+        whole = False
+    if not whole:
+        print("svi: stopped; the same command goes on", file=sys.stderr)
+    return whole
+
+
 def score(args: argparse.Namespace) -> int:
     """``svi bench score``: progress on stderr, a count at the end."""
+    from svi.evaluation import folder
+
+    out = Path(args.out)
+    listings = folder.method_videos(out, _named(args.videos), limit=args.limit)
+    told = _scored(args, out, listings, _metrics(args, folder.suite_of(out)))
+    if told is None:
+        return INTERRUPTED
+    print(told if args.dry_run else f"{told}; next: svi bench report {out}")
+    return DONE
+
+
+def _scored(
+    args: argparse.Namespace, out: Path, listings: Mapping[str, Listing], metrics: Sequence[Metric]
+) -> str | None:
+    """Compute what is lacking, or say what that is; a line for people, None: stopped, and said so."""
     from svi import benchmark
     from svi.evaluation import folder, runner
     from svi.evaluation.store import Store
 
-    out = Path(args.out)
-    listings = folder.method_videos(out, _named(args.videos), limit=args.limit)
-    metrics = [*_metrics(args, folder.suite_of(out)), *benchmark.pocket_metric(out)]
+    metrics = [*metrics, *benchmark.pocket_metric(out)]
     store = Store(out)
     plans = []
     for name, listing in listings.items():
@@ -89,21 +118,57 @@ def score(args: argparse.Namespace) -> int:
     }.items():
         print(f"svi: {name} is left out: {reason}", file=sys.stderr)
     if args.dry_run:
-        for made in plans:
-            scores = sum(len(task.keys) for task in made.tasks)
-            print(f"{made.index.method}: {scores} scores of {len(made.tasks)} videos to compute, {made.there} there")
-        return DONE
+        return "\n".join(
+            f"{made.index.method}: {sum(len(task.keys) for task in made.tasks)} scores of {len(made.tasks)} videos "
+            f"to compute, {made.there} there"
+            for made in plans
+        )
     try:
         with _Show("videos") as show:
             tally = runner.score(plans, metrics, store, jobs=args.jobs, shard=args.shard, watch=show)
     except KeyboardInterrupt:
         print("svi: stopped; what is finished is kept, and the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+        return None
     excluded = [f"{p.index.method}/{row.name}: {row.excluded}" for p in plans for row in p.index.rows if row.excluded]
     for line in (*excluded, *tally.failures):
         print(f"svi: left out: {line}", file=sys.stderr)
     counts = ", ".join(f"{count} {status}" for status, count in tally.counts.items())
-    print(f"{counts}, {len(excluded)} videos that cannot be read; next: svi bench report {out}")
+    return f"{counts}, {len(excluded)} videos that cannot be read"
+
+
+def miniature(args: argparse.Namespace) -> int:
+    """``svi bench miniature``: the table on stdout, and the paths of the report on stderr."""
+    from svi import benchmark
+    from svi.benchmark import miniature as small
+    from svi.evaluation import folder
+    from svi.evaluation.report import write_report
+    from svi.files import write_atomic
+
+    out = Path(args.out)
+    files = {
+        name: str(path) for name, path in _named(args.lora, "--lora", "FILE", "a LoRA's name and its file").items()
+    }
+    methods, left_out = small.methods_of(small.lines_of(args.methods), args.model, files, download=args.download)
+    for line in left_out:
+        print(f"svi: left out: {line}", file=sys.stderr)
+    bench = benchmark.open_bench(out, "pocket", samples=args.samples, clips=args.clips, model=args.model)
+    if not _made(args, bench, methods):
+        return INTERRUPTED
+    names = [method.name for method in methods]
+    listings = {name: each for name, each in folder.method_videos(out, {}).items() if name in names}
+    told = _scored(args, out, listings, _metrics(args, "pocket"))
+    if told is None:
+        return INTERRUPTED
+    print(told, file=sys.stderr)
+    against = small.AGAINST if small.AGAINST in names else None
+    scored, board = folder.read_board(out, names, against=against, title=small.TITLE)
+    with _Show("videos") as show:
+        written = write_report(scored, board, out, sheets=args.sheets, watch=show)
+    text = small.table(board)
+    write_atomic(out / "miniature.md", text.encode())
+    for path in (*written, out / "miniature.md"):
+        print(path, file=sys.stderr)
+    print(text, end="")
     return DONE
 
 
@@ -207,6 +272,7 @@ def _named(
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": plan,
     "generate": generate,
+    "miniature": miniature,
     "score": score,
     "compare": compare,
     "report": report,

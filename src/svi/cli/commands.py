@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def generate(args: argparse.Namespace) -> int:
     """``svi generate``."""
     story = prompts_of(args)
-    pictures = {**_pictures(args), "num_frames": args.frames, "size": args.size}
+    pictures = {**_pictures(args), "num_frames": args.frames, "size": args.size, "anchor": args.anchor}
 
     def work(machine: dict[str, Any]) -> Run:
         from svi import api
@@ -62,6 +62,7 @@ def generate(args: argparse.Namespace) -> int:
             model=args.model or "pocket",
             loras=args.lora or (),
             out=args.out,
+            new_only=args.new_only,
             **_length(args),
             **pictures,
             **machine,
@@ -142,6 +143,8 @@ def perform(args: argparse.Namespace, work: Work) -> int:
     machine = {
         **placement_options(args),
         "download": args.download,
+        "merge_loras": args.merge_loras,
+        "text_cache": args.text_cache,
         "on_event": on_event,
         "should_stop": interrupt.asked,
     }

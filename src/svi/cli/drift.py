@@ -25,6 +25,7 @@ same held-out worlds with the same noise, so that they compare world by world.
   main    base, conditioning alone, control without recycling and ERFT, for four presets; standing camera 64 worlds x
           50 clips, panning 16 x 50, error gain: days of CPU time in all, so take --arms and --jobs
   long    base and ERFT over 500 clips
+  mechanisms   what other methods do against drift, each alone on the plain base, 32 worlds x 50 clips
   FILE    your own: save one with --print, edit it, run it
 
 Each finished world of an arm is a file in OUT: stop it whenever you like, run the same command again and it goes on.
@@ -40,7 +41,7 @@ examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of ``svi drift`` its options."""
     parser.add_argument(
-        "experiment", nargs="?", default="quick", metavar="quick|base|main|long|FILE", help="default: quick"
+        "experiment", nargs="?", default="quick", metavar="quick|base|main|long|mechanisms|FILE", help="default: quick"
     )
     parser.add_argument("--out", metavar="DIR", help="where cells and results go (default: runs/drift-NAME)")
     parser.add_argument("--worlds", type=values.whole(), metavar="N", help="held-out worlds per scene")

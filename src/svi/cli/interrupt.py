@@ -38,7 +38,7 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave back, it takes
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1

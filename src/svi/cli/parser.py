@@ -12,6 +12,14 @@ from svi.cli import bench, bench_speed, doctor, drift, lora, models, train, valu
 from svi.errors import UserError, nearest
 
 FORMATS = ("mp4", "gif", "webp", "frames")
+VIDEOS = (
+    ".mp4",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".m4v",
+)  # as svi.data reads them, which is too heavy to be imported here
 
 MAIN = """\
 Endless videos from one image and a stream of prompts.
@@ -43,6 +51,7 @@ there are more clips than prompts. Without any argument the bundled example runs
 examples:
   svi generate
   svi generate cat.png --prompt "a cat walks" --prompt "the cat sits down" --clips 6
+  svi generate film.mp4 --prompt "the cat jumps" --preset pro      go on from the end of a video of your own
   svi generate cat.jpg --prompts story.txt --preset film --lora svi-film.safetensors:0.9 --model Wan-AI/Wan2.1-...
   svi generate --storyboard story.yaml --out runs/story --seed 7
 
@@ -108,6 +117,7 @@ What a run holds: clips, prompts, seeds, takes, disk use, and what is damaged or
 examples:
   svi show runs/cat
   svi show runs/cat --sheet cat.png      contact sheet: a row per clip, frames from left to right
+  svi show runs/cat --sheet both.png --columns 3 --beside runs/cat-plain      two runs side by side
 """
 
 PARITY = """\
@@ -165,6 +175,18 @@ def _add_machine(parser: Parser) -> None:
     group = bench_speed.add_placement_words(parser)
     group.add_argument("--threads", type=values.whole(), metavar="N", help="CPU threads (default: all)")
     group.add_argument("--download", action="store_true", help="allow fetching a hub model that is not here yet")
+    group.add_argument(
+        "--merge-loras",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="LoRAs in the weights (balanced: yes)",
+    )
+    group.add_argument(
+        "--text-cache",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep embeddings of prompts on disk, load the text encoder for new ones only (default: where it is large)",
+    )
 
 
 def _add_prompts(parser: Parser) -> None:
@@ -213,7 +235,16 @@ def _add_sampling(parser: Parser, *, shape: bool) -> None:
 
 def _generate(sub: argparse._SubParsersAction[Parser]) -> None:
     parser = _add(sub, "generate", "make a video from an image and prompts", GENERATE)
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="png, jpeg or webp: the first frame")
+    parser.add_argument(
+        "image",
+        nargs="?",
+        metavar="IMAGE|VIDEO",
+        help="png, jpeg or webp: the first frame; or a video to go on from (mp4 ...)",
+    )
+    parser.add_argument(
+        "--anchor", metavar="IMAGE", help="with a video: what presets hold on to (default: its first frame)"
+    )
+    parser.add_argument("--new-only", action="store_true", help="with a video: leave it out of the new one")
     _add_prompts(parser)
     _add_length(parser, endless=True)
     _add_model(parser)
@@ -264,6 +295,8 @@ def _look(sub: argparse._SubParsersAction[Parser]) -> None:
     _add_run(parser)
     sheet = "write a contact sheet (PNG; default: RUN/sheet.png)"
     parser.add_argument("--sheet", nargs="?", const="", metavar="FILE", help=sheet)
+    beside = "other runs to show beside it on the sheet, clip by clip"
+    parser.add_argument("--beside", nargs="+", default=[], metavar="RUN", help=beside)
     parser.add_argument("--rows", type=values.whole(), default=12, metavar="N", help="rows at most (default: 12)")
     parser.add_argument("--columns", type=values.whole(), default=6, metavar="N", help="frames a row (default: 6)")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
@@ -279,6 +312,11 @@ def _look(sub: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("--range", metavar="A-B", help="clips A to B, or seconds with an s at the end: 1.5-4s")
     parser.add_argument("--scale", type=values.whole(), default=1, metavar="N", help="enlarge N times (default: 1)")
+    stream = "decode all clips again in one stream, for softer joints (presets that hand over latents: pro)"
+    parser.add_argument("--stream", action="store_true", help=stream)
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="with --stream: where the VAE works (default: the best there is)"
+    )
 
 
 def _about(sub: argparse._SubParsersAction[Parser]) -> None:
@@ -352,7 +390,7 @@ def _rescue_image(args: argparse.Namespace) -> argparse.Namespace:
     if args.command != "generate" or args.image is not None:
         return args
     for words in (args.prompt, args.lora):
-        if words and len(words) > 1 and values.looks_like_image(words[-1]):
+        if words and len(words) > 1 and (values.looks_like_image(words[-1]) or words[-1].lower().endswith(VIDEOS)):
             args.image = words.pop()
             break
     return args

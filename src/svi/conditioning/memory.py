@@ -18,8 +18,9 @@ class ClipMemory:
     Attributes:
         reference: ``(B, H, W, 3)`` uint8, the user's image; never changes within a run.
         frames: ``(B, m, H, W, 3)`` uint8, the last decoded frames (pixel hand-off); before the first clip the reference.
-        latents: ``(B, C, k, h, w)`` fp32 normalised, the last latents (latent hand-off); None before the first clip.
-        clip_index: index of the clip to be made next.
+        latents: ``(B, C, k, h, w)`` fp32 normalised: the last latents (latent hand-off), or the first ones after that of the
+            reference (inverted hand-off); None before the first clip.
+        clip_index: how many clips are made, which is the index of the next one where they are made in order.
     """
 
     reference: Tensor
@@ -41,11 +42,12 @@ class ClipMemory:
 
     def update(self, frames: Tensor, latents: Tensor, policy: ConditioningPolicy) -> ClipMemory:
         """Memory after a clip. ``frames``: ``(B, T, H, W, 3)`` uint8, all decoded frames; ``latents``: ``(B, C, F, h, w)``."""
-        motion = max(1, policy.motion_frames)
+        motion, count = max(1, policy.motion_frames), policy.motion_latents
+        kept = slice(1, 1 + count) if policy.hand_off == "inverted" else slice(-count, None)
         return ClipMemory(
             reference=self.reference,
             frames=frames[:, -motion:].clone(),
-            latents=latents[:, :, -policy.motion_latents :].float().clone() if policy.motion_latents else None,
+            latents=latents[:, :, kept].float().clone() if count else None,
             clip_index=self.clip_index + 1,
         )
 

@@ -1,7 +1,7 @@
 """How clips hand over to one another: one row of ``PRESETS`` per member of the SVI family.
 
-Data, no behaviour: ``build.py`` and ``memory.py`` read these fields, and nothing else in the project branches on
-a preset's name.
+``MECHANISMS`` has a row per mechanism that the family is compared with. Data, no behaviour: ``build.py``, ``memory.py`` and
+the rollout read these fields, and nothing else in the project branches on a preset's name.
 """
 
 from __future__ import annotations
@@ -17,15 +17,24 @@ class ConditioningPolicy:
     """One way to condition a clip on what came before.
 
     Attributes:
-        name: key in ``PRESETS``.
+        name: key in ``PRESETS`` or ``MECHANISMS``.
         summary: one line for users.
-        hand_off: ``pixel`` (last decoded frames, encoded again by the VAE) or ``latent`` (last latents, no VAE round trip).
+        hand_off: ``pixel`` (last decoded frames, encoded again by the VAE) or ``latent`` (last latents, no VAE round trip);
+            ``inverted``: clips are made from the last to the first, each begins at the reference and ends in the first
+            latents of the clip that comes after it in the video, which is made already.
         motion_frames: frames carried over by pixel hand-off.
-        motion_latents: latent frames carried over by latent hand-off.
+        motion_latents: latent frames carried over by latent and inverted hand-off.
         reference_frames: what fills the window after the motion frames (published name ``ref_pad_num``): -1 = the
-            reference image repeated, 0 = grey frames (zeros in [-1, 1]), k > 0 = k reference frames, then grey. Pixel hand-off only.
+            reference image repeated, 0 = grey frames (zeros in [-1, 1]), k > 0 = k reference frames, then grey. Not with
+            latent hand-off.
+        history_noise: noise level in [0, 1) of what is carried over from a made clip: noise is added to its latents, which are
+            not scaled; 0 = none. The user's own image stays clean, as an anchor and as the start of the first clip.
+        history_guidance: scale of guidance towards what is carried over (Song et al. 2025), a third evaluation per step;
+            None or 1 = none.
         known: which given frames the mask flags: the ``first`` frame of the window, or all ``motion`` frames.
-        overlap: frames at the front of a later clip that re-render what the earlier clip already showed; dropped when joining.
+        overlap: frames of a clip that its neighbours show as well, dropped when joining: at the front of a later clip, which
+            re-renders what the earlier one showed; with inverted hand-off those of the later clip at its end, and the
+            reference at its front.
         image_feature: frame whose CLIP feature conditions the clip, on a model that has an image branch: the first
             ``motion`` frame, or the ``reference``; None = no feature at all.
         base: model the member was trained on.
@@ -39,10 +48,12 @@ class ConditioningPolicy:
 
     name: str
     summary: str
-    hand_off: Literal["pixel", "latent"] = "pixel"
+    hand_off: Literal["pixel", "latent", "inverted"] = "pixel"
     motion_frames: int = 1
     motion_latents: int = 0
     reference_frames: int = 0
+    history_noise: float = 0.0
+    history_guidance: float | None = None
     known: Literal["first", "motion"] = "first"
     overlap: int = 1
     image_feature: Literal["motion", "reference"] | None = "motion"
@@ -63,6 +74,18 @@ class ConditioningPolicy:
             raise ValueError(
                 f"{self.name}: latent hand-off carries latents; it has no motion frames and no padding frames"
             )
+        if self.hand_off == "inverted" and (self.motion_frames or self.motion_latents < 1):
+            raise ValueError(
+                f"{self.name}: inverted hand-off ends in at least one latent, and carries no motion frames"
+            )
+        if self.hand_off == "inverted" and (self.history_noise or self.history_guidance is not None):
+            raise ValueError(
+                f"{self.name}: inverted hand-off carries the future: there is no history to noise or guide"
+            )
+        if not 0 <= self.history_noise < 1:
+            raise ValueError(f"{self.name}: history_noise is a noise level in [0, 1), not {self.history_noise}")
+        if self.history_guidance is not None and self.drive_guidance is not None:
+            raise ValueError(f"{self.name}: only one of history and drive is guided beside the text")
         if self.reference_frames < -1:
             raise ValueError(f"{self.name}: reference_frames is -1 (all), 0 or a number, not {self.reference_frames}")
         if self.overlap < 0:
@@ -165,13 +188,53 @@ PRESETS: dict[str, ConditioningPolicy] = {
     )
 }
 
+# Mechanisms of the methods that the paper compares with (Table 1), each alone on the plain base: all but one field is as in
+# ``wan``, so that nothing else differs. Not those methods: their networks were trained for it, this one was not. The
+# fourth mechanism, padding with an anchor, is ``shot`` without its LoRA.
+
+# Noise-augmented history: SkyReels-V2 diffusion forcing carries over latents at noise level 20 of 1000
+# (``addnoise_condition=20``, its recommendation for long video). Its model is told so; an image-to-video base cannot be, so
+# the noise is added at that signal-to-noise ratio without scaling the picture down.
+_NOISY_HISTORY = replace(
+    _WAN, name="noisy-history", summary="as wan, with noise on the frame carried over", history_noise=0.02
+)
+
+# Vanilla history guidance (Song et al. 2025, arXiv 2502.06764). Their model was trained with missing history; this base never
+# was: it is told that nothing is given, as it is told of every frame to be made (grey, not flagged). 1.5 is our choice.
+_HISTORY_GUIDANCE = replace(
+    _WAN,
+    name="history-guidance",
+    summary="as wan, guided towards the frame carried over",
+    history_guidance=1.5,
+)
+
+# Inverted anti-drifting order (FramePack, Zhang & Agrawala 2025, arXiv 2504.12626): the end of the video is made first, each
+# section sees the user's image, and the section after it. Its model reads both at their distance in time. This base knows a
+# first frame only, so each section begins at the user's image (and that frame is dropped), and its last latent is held
+# on that of the section after it while sampling, which needs no training. So sections circle around the image.
+_INVERTED = replace(
+    _WAN,
+    name="inverted",
+    summary="from the last clip to the first, each between the image and its successor",
+    hand_off="inverted",
+    motion_frames=0,
+    motion_latents=1,
+    overlap=5,
+)
+
+MECHANISMS: dict[str, ConditioningPolicy] = {
+    policy.name: policy for policy in (_NOISY_HISTORY, _HISTORY_GUIDANCE, _INVERTED)
+}
+POLICIES: dict[str, ConditioningPolicy] = {**PRESETS, **MECHANISMS}
+"""Everything that can be asked for by name."""
+
 
 def get_policy(name: str) -> ConditioningPolicy:
-    """The preset of that name.
+    """The preset or mechanism of that name.
 
     Raises:
-        UserError: for a name that is no preset; the message names the nearest.
+        UserError: for a name that is neither; the message names the nearest.
     """
-    if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
-    return PRESETS[name]
+    if name not in POLICIES:
+        raise UserError(f"unknown preset {name!r}: {nearest(name, POLICIES)}")
+    return POLICIES[name]

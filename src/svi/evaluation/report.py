@@ -77,6 +77,7 @@ def page(scored: Sequence[Scored], board: Board, found: Sequence[Sheet] = ()) ->
     videos = sum(row.samples for row in board.rows)
     subtitle = f"{len(methods)} methods, {videos} videos{f': {suite.about}' if suite else ''}"
     sections = [
+        ("opening", board.title or "Benchmark", html.opening(board, suite.opening if suite else ())),
         ("first", "Read this first", html.first_words(board)),
         ("leaderboard", "Leaderboard", html.leaderboard(board)),
         ("motion", "Consistency against motion", _against_motion(board)),

@@ -114,23 +114,34 @@ def first_words(board: Board) -> str:
 
 def leaderboard(board: Board) -> str:
     """A table per group of metrics."""
-    styles = {row.method: index for index, row in enumerate(board.rows)}
     parts = [
         "<p>Means over the videos that all methods share, with 95 % intervals and the number of videos. Bold: the best, "
         "where there are at least five videos and no other method's interval reaches it. Rows in grey are what the paper reports, not reproduced here.</p>"
     ]
-    for group, columns in grouped(board):
-        head = "".join(f'<th scope="col">{_head(column)}</th>' for column in columns)
-        rows = "".join(_row(row, columns, styles[row.method]) for row in board.rows)
-        for paper in board.reported:
-            values = [reported_value(paper, column) for column in columns]
-            if any(value is not None for value in values):
-                cells = "".join(f"<td>{NONE if value is None else number(value)}</td>" for value in values)
-                name = f"{paper.method} <span class='badge'>reported, {paper.where}</span><span class='ci'>n={paper.n}</span>"
-                rows += f'<tr class="reported"><th scope="row">{name}</th>{cells}</tr>'
-        table = f'<thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{rows}</tbody>'
-        parts.append(f"<h3>{escape(group)}</h3>{scroll(f'<table>{table}</table>', group)}")
+    parts += [f"<h3>{escape(group)}</h3>{_table(board, columns, group)}" for group, columns in grouped(board)]
     return "".join(parts)
+
+
+def opening(board: Board, ids: Sequence[str]) -> str:
+    """The one table that a suite's report opens with: the columns ``ids`` that were scored."""
+    columns = [column for id_ in ids for column in board.columns if column.id == id_]
+    return _table(board, columns, board.title) if columns else ""
+
+
+def _table(board: Board, columns: Sequence[Column], label: str) -> str:
+    styles = {row.method: index for index, row in enumerate(board.rows)}
+    head = "".join(f'<th scope="col">{_head(column)}</th>' for column in columns)
+    rows = "".join(_row(row, columns, styles[row.method]) for row in board.rows)
+    for paper in board.reported:
+        values = [reported_value(paper, column) for column in columns]
+        if any(value is not None for value in values):
+            cells = "".join(f"<td>{NONE if value is None else number(value)}</td>" for value in values)
+            name = (
+                f"{paper.method} <span class='badge'>reported, {paper.where}</span><span class='ci'>n={paper.n}</span>"
+            )
+            rows += f'<tr class="reported"><th scope="row">{name}</th>{cells}</tr>'
+    table = f'<thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{rows}</tbody>'
+    return scroll(f"<table>{table}</table>", label)
 
 
 def _head(column: Column) -> str:

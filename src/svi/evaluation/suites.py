@@ -42,6 +42,7 @@ class Suite:
         guidance, steps, num_clip_frames: of the models of the paper; None = the model's own.
         drive: what a case needs beside image and prompts: ``audio``, ``pose``.
         profile: of metrics that scores it.
+        opening: columns (ids) of the table that its report opens with; none = there is only the whole leaderboard.
         settled: contradictions and gaps of the sources.
         source: where the numbers come from.
     """
@@ -58,6 +59,7 @@ class Suite:
     num_clip_frames: int | None = None
     drive: str | None = None
     profile: str = "paper"
+    opening: tuple[str, ...] = ()
     settled: tuple[Settled, ...] = ()
     source: str = PAPER
 
@@ -205,6 +207,16 @@ _LIST = (
         samples=32,
         folder="",
         profile="fast-cpu",
+        opening=(  # right things, the truth's pixels, change of the look, motion, joints
+            "pocket_truth",
+            "psnr",
+            "ssim",
+            "look",
+            "look_colour",
+            "look_sharpness",
+            "motion_retained",
+            "seam_ratio",
+        ),
         source="svi.pocket.world",
     ),
 )

@@ -24,6 +24,7 @@ from svi.errors import UserError, nearest
 from svi.files import explained, new_folder, publish, temporary_name
 from svi.generation.clip_store import SEGMENT
 from svi.generation.run import Run
+from svi.generation.streamed import StreamDecoder, streamed_frames
 from svi.generation.verify import salvage
 from svi.generation.writer import encode_segment, join_segments, read_frames
 
@@ -47,7 +48,13 @@ class Span:
 
 
 def export(
-    run: Run, target: str | Path | None = None, *, format: str | None = None, range: str | None = None, scale: int = 1
+    run: Run,
+    target: str | Path | None = None,
+    *,
+    format: str | None = None,
+    range: str | None = None,
+    scale: int = 1,
+    decoder: StreamDecoder | None = None,
 ) -> Path:
     """Write the video of ``run`` in another form and return where it is. Never replaces a file.
 
@@ -57,6 +64,7 @@ def export(
         format: mp4, gif, webp or frames; default: what ``target`` ends in, else mp4.
         range: ``2-3`` = clips 2 and 3; ``1.5-4s`` = seconds; default: everything.
         scale: enlarge by a whole number, with hard pixels. An mp4 is then encoded again; else it is copied.
+        decoder: decode the clips' latents again, in one stream (:mod:`svi.generation.streamed`); None = the frames as made.
 
     Raises:
         UserError: for an unknown form, a range outside the video, or a place that cannot be written.
@@ -67,12 +75,14 @@ def export(
         raise UserError(f"scale must be from 1 to {MAX_SCALE}, not {scale}")
     span = parse_range(run, range)
     with explained(path):
-        if form == "mp4" and scale == 1 and range is None:
+        if form == "mp4" and scale == 1 and range is None and decoder is None:
             run.finish(path)
-        elif form == "frames":
-            _write_frames(run, span, scale, path)
+            return path
+        frames = video_frames(run, span, scale, decoder)
+        if form == "frames":
+            _write_frames(frames, span, path)
         else:
-            _write_file(run, span, scale, path, form)
+            _write_file(frames, span, run.status().fps, path, form)
     return path
 
 
@@ -165,16 +175,33 @@ def _seconds(frames: int, fps: float, first: str, last: str) -> Span:
     return Span(begin, end)
 
 
-def video_frames(run: Run, span: Span, scale: int = 1) -> Iterator[Frame]:
+def video_frames(run: Run, span: Span, scale: int = 1, decoder: StreamDecoder | None = None) -> Iterator[Frame]:
     """Frames ``(H, W, 3)`` uint8 of a part of the video, one at a time, enlarged ``scale`` times with hard pixels."""
-    for clip in run.clips():
-        if clip.start_frame >= span.last or clip.start_frame + clip.new_frames <= span.first:
+    shown = _stored(run, span) if decoder is None else _streamed(run, span, decoder)
+    for frame in shown:
+        yield frame if scale == 1 else frame.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _streamed(run: Run, span: Span, decoder: StreamDecoder) -> Iterator[Frame]:
+    frames = (frame.numpy() for frame in streamed_frames(run, decoder))
+    film = itertools.chain.from_iterable(read_frames(path) for path, _ in run.film())
+    return itertools.islice(itertools.chain(film, frames), span.first, span.last)
+
+
+def _stored(run: Run, span: Span) -> Iterator[Frame]:
+    film, end = [], 0
+    for path, count in run.film():  # of a run that goes on from the user's own video
+        film.append((path, end, count))
+        end += count
+    clips = ((clip.segment, clip.start_frame, clip.new_frames) for clip in run.clips())
+    for path, begin, count in itertools.chain(film, clips):
+        if begin >= span.last or begin + count <= span.first:
             continue
-        for index, frame in enumerate(read_frames(clip.segment), clip.start_frame):
+        for index, frame in enumerate(read_frames(path), begin):
             if index >= span.last:
                 return
             if index >= span.first:
-                yield frame if scale == 1 else frame.repeat(scale, axis=0).repeat(scale, axis=1)
+                yield frame
 
 
 def durations_ms(count: int, fps: float, unit_ms: int) -> list[int]:
@@ -183,14 +210,13 @@ def durations_ms(count: int, fps: float, unit_ms: int) -> list[int]:
     return [unit_ms * (end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-def _write_frames(run: Run, span: Span, scale: int, path: Path) -> None:
+def _write_frames(frames: Iterator[Frame], span: Span, path: Path) -> None:
     with new_folder(path) as folder:
-        for index, frame in enumerate(video_frames(run, span, scale), span.first):
+        for index, frame in enumerate(frames, span.first):
             Image.fromarray(frame).save(folder / f"{index:06d}.png", format="PNG")
 
 
-def _write_file(run: Run, span: Span, scale: int, path: Path, form: Format) -> None:
-    frames, fps = video_frames(run, span, scale), run.status().fps
+def _write_file(frames: Iterator[Frame], span: Span, fps: int, path: Path, form: Format) -> None:
     if form == "mp4":
         _encode_mp4(frames, path, fps)
         return

@@ -6,7 +6,7 @@ is laid on white (what browsers show), 16-bit values are scaled to 8 bits, an an
 Size, as published: an image no wider than the training width keeps its size, a wider one is scaled to that width;
 both sides are then floored to multiples of ``Geometry.size_multiple`` and the image is squashed (not cropped) by the
 few pixels this takes, with the same bicubic filter. Only the width is limited, so a tall portrait comes out far above
-the trained area: that is said in a note, and refused beyond ``MAX_AREA`` times it.
+the trained area, which is refused beyond ``MAX_AREA`` times it.
 """
 
 from __future__ import annotations
@@ -188,17 +188,7 @@ def _size_notes(was: tuple[int, int], size: tuple[int, int], geometry: Geometry,
             f"a {was[0]}x{was[1]} image would give a {width}x{height} video, {area:.0f} times the trained area "
             f"({trained}): crop the image or give --size"
         )
-    notes = []
-    if area > 1.5 or area < 0.5:
-        notes.append(
-            f"{width}x{height} has {area:.1f} times the area the model was trained on ({trained}): expect less"
-        )
     squash = (width / height) / (was[0] / was[1])
     if max(squash, 1 / squash) > 1.1:
-        notes.append(
-            f"the image is squashed from {was[0]}x{was[1]} to {width}x{height}: crop it first to keep its shape"
-        )
-    shape = (width / height) / (geometry.width / geometry.height)
-    if max(shape, 1 / shape) > 1.5:
-        notes.append(f"{width}x{height} is far from the shape the model was trained on ({trained})")
-    return notes
+        return [f"the image is squashed from {was[0]}x{was[1]} to {width}x{height}: crop it first to keep its shape"]
+    return []

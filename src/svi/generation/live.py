@@ -10,8 +10,8 @@ from pathlib import Path
 
 from svi.errors import UserError, nearest
 from svi.generation.journal import Journal
-from svi.generation.manifest import RunSettings
-from svi.generation.plans import fixed_fields, unknown_loras
+from svi.generation.manifest import RunSettings, merges_loras
+from svi.generation.plans import changing_loras, fixed_fields, unknown_loras
 from svi.generation.storyboard import Storyboard, parse_storyboard
 from svi.generation.textfile import read_text
 
@@ -83,8 +83,13 @@ def read_storyboard(text: str, path: Path, settings: RunSettings) -> Storyboard:
 
 
 def check_loras(storyboard: Storyboard, settings: RunSettings, name: str = "storyboard") -> None:
-    """Raise UserError if a beat names a LoRA that is not loaded."""
+    """Raise UserError if a beat names a LoRA that is not loaded, or changes one that is part of the weights."""
     for lora in unknown_loras(storyboard, settings):
         raise UserError(
             f"{name}: a beat sets the strength of LoRA {lora!r}, not loaded here; {nearest(lora, settings.loras)}"
+        )
+    for lora in changing_loras(storyboard, settings) if merges_loras(settings) else ():
+        raise UserError(
+            f"{name}: a beat changes the strength of LoRA {lora!r}, which is merged into the weights: leave it as it is, or go on "
+            "with `svi branch --no-merge-loras`"
         )

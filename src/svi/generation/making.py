@@ -23,7 +23,7 @@ from svi.generation.clip import Clip, ClipPlan
 from svi.generation.clip_store import ClipInfo, remedy
 from svi.generation.events import ClipFinished, ClipStarted, Finished, Listener, Notice, RunStarted, Step, Stopped
 from svi.generation.live import LiveStoryboard
-from svi.generation.manifest import check_settings, now, software_changes
+from svi.generation.manifest import check_settings, device_of, now, software_changes
 from svi.generation.plans import clip_plan
 from svi.generation.playlist import Entry, Playlist
 from svi.generation.run_state import Retake
@@ -100,7 +100,7 @@ class Making:
         return retake
 
     def _announce(self, torn_bytes: int) -> None:
-        self.journal.append("started", first=self.next_clip, target=self.target)
+        self.journal.append("started", first=self.next_clip, target=self.target, device=device_of(self.backend))
         self.tell(RunStarted(str(self.run.path), self.next_clip, self.target, self.settings.steps))
         if torn_bytes:
             self.notify(f"journal.jsonl ended in a torn line ({torn_bytes} bytes), now removed; no clip was lost")
@@ -127,7 +127,7 @@ class Making:
             on_step=self._on_step,
             should_stop=self.should_stop,
         )
-        start_frame = previous.end_frame if previous else 0
+        start_frame = previous.end_frame if previous else self.run.film_frames
         for clip in made:
             info = self._keep(clip, start_frame, retake)
             start_frame = info.end_frame
@@ -174,7 +174,7 @@ class Making:
     def _memory(self, previous: ClipInfo | None) -> ClipMemory:
         """What the next clip starts from: the saved memory, or one made anew after a branch changed the preset."""
         if previous is None:
-            return ClipMemory.start(self.run.reference())
+            return self.run.start_memory()
         memory = self.store.memory(previous.index)
         if previous.preset == self.policy.name:
             return memory
@@ -185,6 +185,7 @@ class Making:
         return before.update(frames[None], latents, self.policy)
 
     def _entries(self, count: int) -> Iterator[Entry]:
+        yield from (Entry(path, frames) for path, frames in self.run.film())
         for clip in range(count):
             info = self.store.info(clip)
             if not info.segment.is_file():

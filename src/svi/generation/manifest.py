@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svi import __version__
@@ -20,6 +21,7 @@ from svi.backends.base import Backend, ModelInfo
 from svi.backends.placement import NO_QUANTISATION, Placement
 from svi.conditioning.policy import get_policy
 from svi.errors import UserError, nearest
+from svi.generation.start import StartRecord
 from svi.generation.storyboard import MAX_SEED, Storyboard
 from svi.geometry import Geometry
 from svi.solvers import SOLVERS
@@ -36,7 +38,8 @@ class _Frozen(BaseModel):
 class RunSettings(_Frozen):
     """Settings of a whole run, resolved: nothing is left to defaults that could change later.
 
-    Those in ``RUNNING`` say how the model ran, as far as it changes pixels; a run from before they were kept had the defaults.
+    Those in ``RUNNING`` say how the model ran, as far as it changes pixels; a run from before they were kept had the defaults, and
+    nobody knows its ``dtype``.
     """
 
     preset: str
@@ -55,9 +58,10 @@ class RunSettings(_Frozen):
     attention: str = "native"
     quantise: str = NO_QUANTISATION
     cache_threshold: float | None = None
+    dtype: str = ""
 
 
-RUNNING = ("speed", "attention", "quantise", "cache_threshold")
+RUNNING = ("speed", "attention", "quantise", "cache_threshold", "dtype")
 
 
 class ModelRecord(_Frozen):
@@ -84,7 +88,12 @@ class Parent(_Frozen):
 
 
 class Manifest(_Frozen):
-    """The content of ``run.json``."""
+    """The content of ``run.json``.
+
+    Attributes:
+        device: where the run was begun, for people: another device may go on with it.
+        start: the user's video that it continues; None = it starts from the reference image.
+    """
 
     schema_version: Literal[1] = 1
     created: str
@@ -93,6 +102,8 @@ class Manifest(_Frozen):
     settings: RunSettings
     reference: ReferenceRecord
     parent: Parent | None = None
+    device: str = ""
+    start: StartRecord | None = None
 
 
 def resolve_settings(
@@ -174,7 +185,12 @@ def check_running(settings: RunSettings, running: Mapping[str, Any]) -> None:
         UserError: naming every difference.
     """
     was = {name: getattr(settings, name) for name in running}
-    changed = [f"{name} was {was[name]!r}, is {value!r}" for name, value in running.items() if value != was[name]]
+    unknown = {name for name in running if name == "dtype" and not was[name]}
+    changed = [
+        f"{name} was {was[name]!r}, is {value!r}"
+        for name, value in running.items()
+        if value != was[name] and name not in unknown
+    ]
     if changed:
         raise UserError(
             f"this run was made in another way: {'; '.join(changed)}; leave that out to go on as it was, "
@@ -189,13 +205,28 @@ def running_record(placement: Placement) -> dict[str, Any]:
         "attention": placement.attention,
         "quantise": placement.quantise or NO_QUANTISATION,
         "cache_threshold": placement.speed.cache_threshold,
+        "dtype": str(placement.dtype).removeprefix("torch."),
     }
 
 
 def running_of(backend: Backend) -> dict[str, Any]:
     """:func:`running_record` of a loaded model; empty where it does not say how it runs."""
-    placement = getattr(getattr(backend, "backend", backend), "placement", None)  # ``Leading`` holds the model
-    return running_record(placement) if isinstance(placement, Placement) else {}
+    placement = _placement(backend)
+    return {} if placement is None else running_record(placement)
+
+
+def device_of(backend: Backend) -> str:
+    """Where a loaded model computes, for the record (``cuda, NVIDIA H200``); empty where it does not say."""
+    placement = _placement(backend)
+    if placement is None:
+        return ""
+    device = placement.device
+    return f"{device.type}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def _placement(backend: Backend) -> Placement | None:
+    found = getattr(getattr(backend, "backend", backend), "placement", None)  # ``Leading`` holds the model
+    return found if isinstance(found, Placement) else None
 
 
 def run_running(settings: RunSettings, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,10 +236,16 @@ def run_running(settings: RunSettings, asked: Mapping[str, Any]) -> dict[str, An
         UserError: where ``run.json`` names a speed preset that nobody knows.
     """
     name, *changes = settings.speed.split("+")
-    compiled = dict(change.partition("=")[::2] for change in changes).get("compile")
-    speed = get_speed(name, compile=None if compiled is None else compiled == "True")
+    words = dict(change.partition("=")[::2] for change in changes)
+    switches = {knob: words[knob] == "True" for knob in ("compile", "merge_loras") if knob in words}
+    speed = get_speed(name, **switches)
     speed = replace(speed, name=settings.speed, attention=settings.attention, cache_threshold=settings.cache_threshold)
     return {"speed": speed, "quantise": settings.quantise, **asked}
+
+
+def merges_loras(settings: RunSettings) -> bool:
+    """Whether LoRAs are part of the weights in a run (:func:`svi.backends.lora_fuse.why_apart`)."""
+    return bool(run_running(settings, {})["speed"].merge_loras) and settings.quantise == NO_QUANTISATION
 
 
 def check_model(record: ModelRecord, info: ModelInfo) -> None:

@@ -63,6 +63,13 @@ def fixed_fields(storyboard: Storyboard, settings: RunSettings) -> list[str]:
     ]
 
 
+def changing_loras(storyboard: Storyboard, settings: RunSettings) -> list[str]:
+    """Names of loaded LoRAs whose strength is another in some beat, so that it cannot be settled once for the run."""
+    beats = [beat for scene in storyboard.scenes for beat in scene.beats]
+    changed = {name for beat in beats for name, value in beat.loras.items() if value != settings.loras.get(name)}
+    return sorted(changed & settings.loras.keys())
+
+
 def unknown_loras(storyboard: Storyboard, settings: RunSettings) -> list[str]:
     """Names of LoRAs that beats give a strength to, but that the run has not loaded."""
     named = {name for scene in storyboard.scenes for beat in scene.beats for name in beat.loras}

@@ -1,7 +1,8 @@
 """Clip after clip, for ever: the loop that the whole project hangs on.
 
-State is explicit: a clip depends on its plan and on the memory of the clip before it, and carries the memory for the
-next. Knows nothing about storyboards, files or how frames are shown.
+State is explicit: a clip depends on its plan and on the memory of the clip made before it, and carries the memory for the
+next. That order is the order of the video; only inverted hand-off begins at its end. Knows nothing about storyboards, files
+or how frames are shown.
 """
 
 from __future__ import annotations
@@ -9,22 +10,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from svi.backends.base import Backend
 from svi.backends.experts import HasExperts
-from svi.conditioning.build import build
+from svi.condition import ClipCondition
+from svi.conditioning.build import build, ending
 from svi.conditioning.encodings import Encodings
 from svi.conditioning.memory import ClipMemory
 from svi.conditioning.policy import ConditioningPolicy
+from svi.errors import UserError
 from svi.generation.clip import Clip, ClipPlan
-from svi.generation.sampler import OnStep, clip_noise, denoise
+from svi.generation.sampler import EvaluatesBranches, OnStep, clip_noise, denoise
+from svi.geometry import Geometry
 from svi.guidance import Guidance
 from svi.schedule import shifted_sigmas
 
 ShouldStop = Callable[[], bool]
+ItemT = TypeVar("ItemT")
 PER_VIDEO = 16  # encodings that are remembered
+HISTORY_SEED = 2**60  # far above any clip's seed: noise on what is carried over is not the noise that a clip is made of
 
 
 class Stopped(Exception):
@@ -61,8 +70,13 @@ def rollout(
 
     Raises:
         Stopped: when ``should_stop`` says so. A clip whose last step is done is still decoded and yielded.
+        UserError: for a policy that begins at the end of the video.
         ValueError: for a plan that does not fit the memory, the policy or the model.
     """
+    if policy.hand_off == "inverted":
+        raise UserError(
+            f"preset {policy.name} makes a video from its end, whose place must be known: svi bench generate and svi drift can"
+        )
     groups = ((plan,) for plan in plans)
     for (clip,) in rollout_batch(
         groups,
@@ -89,7 +103,8 @@ def rollout_batch(
     """Several videos side by side, as :func:`rollout` makes one: what validation and experiments need many of.
 
     Args:
-        plans: for each clip one plan per video; they may differ in prompt and seed only.
+        plans: for each clip one plan per video; they may differ in prompt and seed only. With inverted hand-off the last clip of
+            the video first (:func:`as_made`), down to index 0.
         memory: of all videos, ``(B, ...)``.
 
     Yields:
@@ -116,6 +131,37 @@ def rollout_batch(
         yield clips
 
 
+def as_made(clips: Sequence[ItemT], policy: ConditioningPolicy) -> Sequence[ItemT]:
+    """Clips, or what stands for them, in the order in which they are made, from their order in the video; and back."""
+    return clips[::-1] if policy.hand_off == "inverted" else clips
+
+
+def as_seen(
+    plans: Sequence[Sequence[ClipPlan]], memory: ClipMemory, *, backend: Backend, policy: ConditioningPolicy
+) -> Iterator[list[Tensor]]:
+    """The new frames ``(t, H, W, 3)`` uint8 of each clip of each video, in their order in the video.
+
+    Streams where clips are made in that order; with inverted hand-off all frames are held until the first clip is made.
+    Arguments as in :func:`rollout_batch`, the plans in the order of the video.
+    """
+    made = rollout_batch(as_made(plans, policy), memory, backend=backend, policy=policy)
+    frames = ([clip.new_frames for clip in clips] for clips in made)
+    yield from as_made(list(frames), policy) if policy.hand_off == "inverted" else frames
+
+
+def shared_frames(policy: ConditioningPolicy, index: int, *, begun: bool, geometry: Geometry) -> tuple[int, int]:
+    """How many frames at the front and at the back of a clip are not its own.
+
+    Args:
+        index: place of the clip in the video.
+        begun: whether another clip was made before it.
+    """
+    if policy.hand_off != "inverted":
+        return (policy.overlap if begun else 0), 0
+    back = policy.motion_latents * geometry.temporal_scale
+    return (policy.overlap - back if index else 0), (back if begun else 0)
+
+
 def make_clip(
     plan: ClipPlan,
     memory: ClipMemory,
@@ -140,21 +186,18 @@ def make_clips(
     on_step: OnStep | None = None,
 ) -> list[Clip]:
     """The next clip of each video in ``memory``. Arguments as in :func:`rollout_batch`; ``timing`` is a clip's share."""
-    overlap = policy.overlap if memory.clip_index else 0
-    _check(plans, memory, overlap)
-    plan = plans[0]
+    plan, geometry = plans[0], backend.geometry
+    front, back = shared_frames(policy, plan.index, begun=memory.clip_index > 0, geometry=geometry)
+    _check(plans, memory, front + back)
     begun = time.perf_counter()
-    guidance = Guidance(text=plan.guidance, drive=policy.drive_guidance, boundary=policy.expert_boundary)
-    text = encodings.text([each.prompt for each in plans])
-    negative = encodings.text([each.negative_prompt for each in plans]) if guidance.needs_negative else None
-    condition = build(
-        policy,
-        memory,
-        text,
-        encodings=encodings,
-        num_frames=plan.num_frames,
-        geometry=backend.geometry,
+    guidance = Guidance(
+        text=plan.guidance,
+        drive=policy.drive_guidance,
+        boundary=policy.expert_boundary,
+        history=policy.history_guidance,
     )
+    condition, without_history = _conditions(plans, memory, policy, guidance, encodings, geometry)
+    negative = encodings.text([each.negative_prompt for each in plans]) if guidance.needs_negative else None
     shape = (1, *condition.latent_shape[1:])
     conditioned = time.perf_counter()
     latents = denoise(
@@ -166,7 +209,9 @@ def make_clips(
         guidance=guidance,
         solver=plan.solver,
         on_step=on_step,
-        evaluate=getattr(backend, "evaluate", None),
+        evaluate=backend.evaluate if isinstance(backend, EvaluatesBranches) else None,
+        without_history=without_history,
+        ending=ending(policy, memory),
     )
     denoised = time.perf_counter()
     with torch.inference_mode():
@@ -181,12 +226,33 @@ def make_clips(
             plan=each,
             latents=end,
             frames=video,
-            overlap=overlap,
+            overlap=front,
             memory=before.update(video[None], end, policy),
             timing=timing,
+            overlap_end=back,
         )
         for each, end, video, before in made
     ]
+
+
+def _conditions(
+    plans: Sequence[ClipPlan],
+    memory: ClipMemory,
+    policy: ConditioningPolicy,
+    guidance: Guidance,
+    encodings: Encodings,
+    geometry: Geometry,
+) -> tuple[ClipCondition, ClipCondition | None]:
+    """What the clips are conditioned on, and the same without history where guidance needs it."""
+    plan, text = plans[0], encodings.text([each.prompt for each in plans])
+    noise = None
+    if policy.history_noise:
+        shape = (1, *geometry.latent_shape(plan.num_frames, plan.height, plan.width))
+        noise = torch.cat([clip_noise(HISTORY_SEED + each.seed, shape) for each in plans])
+    built = partial(
+        build, policy, memory, text, encodings=encodings, num_frames=plan.num_frames, geometry=geometry, noise=noise
+    )
+    return built(), built(history=False) if guidance.needs("without_history") else None
 
 
 def _check(plans: Sequence[ClipPlan], memory: ClipMemory, overlap: int) -> None:

@@ -6,6 +6,7 @@
     state.json        how many clips there are to be, a retake that was asked for (:mod:`.run_state`)
     storyboard.yaml   prompts; may be edited while clips are made (:mod:`.live`)
     reference.png     the image it starts from
+    start             the end of a user's own video, where it goes on from one (:mod:`.start`)
     journal.jsonl     what happened, for people (:mod:`.journal`)
     clips/0007/take-0 a finished clip, with all that the next one needs (:mod:`.clip_store`)
     video.m3u8        the video so far, for players (:mod:`.playlist`)
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from PIL import Image
 from svi.backends.base import Backend, ModelInfo
 from svi.conditioning.policy import get_policy
 from svi.errors import UserError
-from svi.files import explained, sha256, write_atomic
+from svi.files import explained, json_bytes, sha256, write_atomic, write_synced
 from svi.generation.clip import Clip
 from svi.generation.clip_store import SEGMENT, ClipInfo, ClipStore, remedy
 from svi.generation.events import Listener, silent
@@ -50,6 +52,7 @@ from svi.generation.plans import RETAKE_STRIDE, clip_plan
 from svi.generation.run_folder import checked_clips, new_run, required_clips
 from svi.generation.run_state import Retake, RunState
 from svi.generation.run_view import RunStatus, RunView
+from svi.generation.start import Start, copy_start, write_start
 from svi.generation.storyboard import Storyboard
 from svi.generation.writer import join_segments
 
@@ -71,8 +74,15 @@ class Run(RunView):
         reference: Reference,
         model: ModelInfo,
         clips: int | None,
+        start: Start | None = None,
+        device: str = "",
     ) -> Run:
-        """Make a new run folder at ``out``, complete or not at all. ``clips``: how many there are to be, None = endless.
+        """Make a new run folder at ``out``, complete or not at all.
+
+        Args:
+            clips: how many there are to be, None = endless.
+            start: the user's video that it continues; None = it starts from the reference.
+            device: where it will be made, for the record.
 
         Raises:
             UserError: if ``out`` is taken or cannot be written, or the inputs do not fit together.
@@ -88,11 +98,14 @@ class Run(RunView):
             model=model_record(model),
             settings=settings,
             reference=ReferenceRecord(sha256=sha256(pixels.tobytes()), source=reference.source),
+            device=device,
         )
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
-        with new_run(Path(out), manifest, storyboard, RunState(target=checked_clips(clips)), png.getvalue()):
-            pass
+        with new_run(Path(out), manifest, storyboard, RunState(target=checked_clips(clips)), png.getvalue()) as folder:
+            if start is not None:
+                manifest = manifest.model_copy(update={"start": write_start(folder, start, settings.fps)})
+                write_synced(folder / "run.json", json_bytes(manifest.model_dump(mode="json")))
         run = cls(Path(out), manifest)
         run.log.append("created", software=manifest.software, model=manifest.model.name, target=clips)
         return run
@@ -158,6 +171,8 @@ class Run(RunView):
         state = RunState(target=checked_clips(clips, at))
         png = self._reference_file().read_bytes()
         with new_run(Path(out), manifest, storyboard or self.storyboard(), state, png) as folder:
+            if manifest.start is not None:
+                copy_start(self.path, folder, manifest.start)
             store = ClipStore(folder / "clips")
             for clip in range(at):
                 self.store.copy_to(store, clip)
@@ -283,8 +298,11 @@ class Run(RunView):
         """
         path = Path(target) if target is not None else self.path / "video.mp4"
         count = self.checked_count()
-        segments = (self.store.checked_file(clip, SEGMENT) for clip in range(count))
-        join_segments(segments, path, fps=self.settings.fps, info=self._video_info(count), title=self._title())
+        film = [path for path, _ in self.film()] if count else []
+        clips = (self.store.checked_file(clip, SEGMENT) for clip in range(count))
+        join_segments(
+            itertools.chain(film, clips), path, fps=self.settings.fps, info=self._video_info(count), title=self._title()
+        )
         return path
 
     def _set_target(self, target: int | None) -> None:

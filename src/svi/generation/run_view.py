@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from svi.backends.base import ModelInfo
+from svi.conditioning.memory import ClipMemory
 from svi.errors import UserError
 from svi.files import sha256
 from svi.generation.clip_store import ClipInfo, ClipStore
@@ -24,6 +25,7 @@ from svi.generation.live import read_storyboard
 from svi.generation.lock import holder
 from svi.generation.manifest import Manifest, RunSettings, check_model
 from svi.generation.run_state import RunState, read_state
+from svi.generation.start import checked_pieces, read_memory
 from svi.generation.storyboard import Storyboard
 from svi.generation.textfile import read_text
 from svi.generation.verify import DamageReport, examine
@@ -136,6 +138,20 @@ class RunView:
         if not file.is_file():
             raise UserError(f"{file} is missing; any finished clip holds a copy in its memory.safetensors")
         return file
+
+    def start_memory(self) -> ClipMemory:
+        """What the first clip continues: the reference image, or the end of the user's video."""
+        start = self.manifest.start
+        return ClipMemory.start(self.reference()) if start is None else read_memory(self.path, start)
+
+    def film(self) -> list[tuple[Path, int]]:
+        """Files of the user's video that stand before the clips, in order, with their numbers of frames; mostly none."""
+        return checked_pieces(self.path, self.manifest.start)
+
+    @property
+    def film_frames(self) -> int:
+        """Frames of the user's video that stand before the clips."""
+        return 0 if self.manifest.start is None else self.manifest.start.frames
 
     def clips(self) -> Iterator[ClipInfo]:
         """The current take of every finished clip, read one by one."""

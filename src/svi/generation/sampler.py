@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ ConditionedVelocity = Callable[[Tensor, Tensor, ClipCondition], Tensor]
 
 Evaluate = Callable[[Tensor, Tensor, Sequence[ClipCondition]], Sequence[Tensor]]
 """``(noisy, sigma (B,), conditions) -> velocities``, one per condition: all branches of a step, perhaps side by side."""
+
+
+@runtime_checkable
+class EvaluatesBranches(Protocol):
+    """A backend that evaluates all branches of a step in one call: on several devices side by side, say."""
+
+    def evaluate(self, noisy: Tensor, sigma: Tensor, conditions: Sequence[ClipCondition]) -> Sequence[Tensor]:
+        """As :data:`Evaluate`."""
+        ...
+
 
 OnStep = Callable[[int, int], None]
 """Called as ``(step, steps)`` after each step, from 1; may raise to end the clip."""
@@ -44,6 +55,8 @@ def denoise(
     on_step: OnStep | None = None,
     start: int = 0,
     evaluate: Evaluate | None = None,
+    without_history: ClipCondition | None = None,
+    ending: Tensor | None = None,
 ) -> Tensor:
     """Latents ``(B, C, F, h, w)`` fp32 of a clip, on the device of the condition.
 
@@ -58,6 +71,10 @@ def denoise(
         on_step: called after each step.
         start: step to begin with, for a state that is already part of the way.
         evaluate: evaluates all branches of a step, instead of ``velocity`` one by one.
+        without_history: the condition as if no clip came before; only where ``guidance`` is by history.
+        ending: ``(B, C, k, h, w)`` latents that the clip ends in: the state is led there, at every step as noisy as the rest, and the
+            model makes what leads up to it (the replacement method, Ho et al. 2022, arXiv 2204.03458). Any model can be
+            sampled so without training; at high noise it sees little of the ending, so the joint may show.
     """
     scales = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     method = _solver(solver) if isinstance(solver, str) else solver
@@ -68,7 +85,8 @@ def denoise(
         raise ValueError(f"start must be in [0, {steps - 1}], not {start}")
     levels = sigmas.float().cpu()  # on the CPU, so that no step waits for the device to learn its noise level
     with torch.inference_mode():
-        guided = _Guided(velocity, scales, _branch_conditions(scales, condition, negative_text), evaluate)
+        conditions = _branch_conditions(scales, condition, negative_text, without_history)
+        guided = _Guided(velocity, scales, conditions, evaluate, ending)
         state = noise.to(condition.values.device, torch.float32)
         history: History | None = None
         for step in range(start, steps):
@@ -85,7 +103,7 @@ def _solver(name: str) -> Solver:
 
 
 def _branch_conditions(
-    guidance: Guidance, condition: ClipCondition, negative_text: Tensor | None
+    guidance: Guidance, condition: ClipCondition, negative_text: Tensor | None, without_history: ClipCondition | None
 ) -> dict[Branch, ClipCondition]:
     """The condition of each branch; text-free ones only where guidance needs them."""
     conditions: dict[Branch, ClipCondition] = {"full": condition}
@@ -97,7 +115,18 @@ def _branch_conditions(
         # As published for Talk: a zero drive, not the encoding of silence.
         silent = {name: torch.zeros_like(signal) for name, signal in condition.drive.items()}
         conditions["without_both"] = replace(without_text, drive=silent)
+        if guidance.needs("without_history"):
+            if without_history is None:
+                raise ValueError("guidance by history needs the condition without it")
+            conditions["without_history"] = without_history.with_text(negative_text)
     return conditions
+
+
+def led_to(ending: Tensor, velocity: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """``velocity`` ``(B, C, F, h, w)``, but the last latent frames move straight from ``noisy`` to ``ending`` ``(B, C, k, h, w)``."""
+    count = ending.shape[2]
+    towards = (noisy[:, :, -count:] - ending) / sigma.to(noisy).clamp_min(1e-6)
+    return torch.cat([velocity[:, :, :-count], towards], dim=2)
 
 
 class _Guided:
@@ -109,8 +138,9 @@ class _Guided:
         guidance: Guidance,
         conditions: dict[Branch, ClipCondition],
         evaluate: Evaluate | None = None,
+        ending: Tensor | None = None,
     ) -> None:
-        self.velocity, self.guidance, self.conditions = velocity, guidance, conditions
+        self.velocity, self.guidance, self.conditions, self.ending = velocity, guidance, conditions, ending
         self.evaluate = evaluate or self._one_by_one
 
     def _one_by_one(self, noisy: Tensor, sigma: Tensor, conditions: Sequence[ClipCondition]) -> Sequence[Tensor]:
@@ -122,4 +152,5 @@ class _Guided:
         branches = self.guidance.branches(level)
         found = self.evaluate(noisy, batch, [self.conditions[branch] for branch in branches])
         predictions = {branch: value.float() for branch, value in zip(branches, found, strict=True)}
-        return self.guidance.combine(level, predictions)
+        guided = self.guidance.combine(level, predictions)
+        return guided if self.ending is None else led_to(self.ending.to(guided), guided, noisy, sigma)

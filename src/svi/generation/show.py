@@ -144,12 +144,29 @@ def disk_bytes(folder: Path) -> int:
     return total
 
 
-def contact_sheet(run: Run, *, rows: int = 12, columns: int = 6) -> Image.Image:
+def contact_sheet(run: Run, *beside: Run, rows: int = 12, columns: int = 6) -> Image.Image:
     """A picture of the run: a row per clip (evenly chosen where there are more than ``rows``), ``columns`` frames each.
 
+    Args:
+        run: what is shown.
+        beside: other runs, each to the right of the one before.
+        rows, columns: of each run.
+
     Raises:
-        UserError: if no clip is finished.
+        UserError: if no clip of a run is finished.
     """
+    sheets = [_sheet_of(each, rows, columns) for each in (run, *beside)]
+    if len(sheets) == 1:
+        return sheets[0]
+    joined = Image.new("RGB", (sum(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets)), BACKGROUND)
+    x = 0
+    for sheet in sheets:
+        joined.paste(sheet, (x, 0))
+        x += sheet.width
+    return joined
+
+
+def _sheet_of(run: Run, rows: int, columns: int) -> Image.Image:
     clips = list(run.clips())
     if not clips:
         raise UserError(f"{run.path} has no finished clip to show; make some with: svi resume {run.path}")
@@ -158,7 +175,8 @@ def contact_sheet(run: Run, *, rows: int = 12, columns: int = 6) -> Image.Image:
     status = run.status()
     title = (
         f"{run.path.name}: {status.count} clips, {status.seconds:.1f} s at {status.fps:g} fps, "
-        f"{status.width}x{status.height}, {status.model}, preset {status.preset}, seed {run.settings.seed}"
+        f"{status.width}x{status.height}, {status.model}, preset {status.preset}, "
+        f"{''.join(f'LoRA {name}, ' for name in run.manifest.model.loras)}seed {run.settings.seed}"
     )
     width = max(GAP * 2 + 640, *(image.width for image in strips))
     head = text_band([title], width, INK)
@@ -170,8 +188,8 @@ def contact_sheet(run: Run, *, rows: int = 12, columns: int = 6) -> Image.Image:
     return sheet
 
 
-def save_sheet(run: Run, target: Path, *, rows: int = 12, columns: int = 6) -> Path:
-    """Write the contact sheet as PNG, atomically; an older sheet of the same name is replaced.
+def save_sheet(run: Run, target: Path, *, beside: Sequence[Run] = (), rows: int = 12, columns: int = 6) -> Path:
+    """Write the contact sheet as PNG, atomically; an older sheet of the same name is replaced. Arguments as above.
 
     Raises:
         UserError: if it cannot be written there, or the name does not end in .png.
@@ -182,7 +200,7 @@ def save_sheet(run: Run, target: Path, *, rows: int = 12, columns: int = 6) -> P
         raise UserError(f"cannot write {target}: the folder {target.parent} does not exist")
     if target.is_dir():
         raise UserError(f"cannot write {target}: it is a folder")
-    image = contact_sheet(run, rows=rows, columns=columns)
+    image = contact_sheet(run, *beside, rows=rows, columns=columns)
     with replacing(target) as temporary:
         image.save(temporary, format="PNG")
     return target

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from svi.errors import UserError
 from svi.generation.clip_store import SEGMENT, ClipStore, remedy
+from svi.generation.start import FOLDER
 from svi.generation.writer import join_segments
 
 if TYPE_CHECKING:
@@ -73,12 +74,13 @@ def _own_files(run: RunView) -> Iterator[Problem]:
         (run.path / "state.json", run.state),
         (run.path / "reference.png", run.reference),
         (run.storyboard_path, run.storyboard),
+        *(((run.path / FOLDER, run.film), (run.path / FOLDER, run.start_memory)) if run.manifest.start else ()),
     )
     for path, check in checks:
         try:
             check()
         except UserError as error:
-            yield Problem(path, str(error).removeprefix(str(path)).lstrip(" ,:"))
+            yield Problem(path, str(error).removeprefix(str(path)).lstrip(" ,:/"))
     lines = run.log.damaged_lines()
     if lines:
         shown = ", ".join(map(str, lines[:5])) + (" ..." if len(lines) > 5 else "")

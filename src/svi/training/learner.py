@@ -8,7 +8,7 @@ DeepSpeed's optimizer, of which each process keeps its part. Knows nothing about
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +85,14 @@ class Learner:
                 self.runner.set_requires_gradient_sync(self.accelerator.sync_gradients)
             yield
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
+    def forward(self) -> AbstractContextManager[None]:
         """Around a forward pass: what the backward pass needs goes to main memory where that is wanted."""
-        device = self.accelerator.device
-        with ExitStack() as around:
-            around.enter_context(trainable_attention(device))
-            if self.config.model.offload_activations:
-                around.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda"))
-            yield
+        if not self.config.model.offload_activations:
+            return nullcontext()
+        around: AbstractContextManager[None] = torch.autograd.graph.save_on_cpu(
+            pin_memory=self.accelerator.device.type == "cuda"
+        )
+        return around
 
     def backward(self, loss: Tensor) -> None:
         """Backward pass of one batch's loss; a step's gradient is the mean of its batches'."""
@@ -165,7 +164,11 @@ class Learner:
 
 
 def trainable_attention(device: torch.device) -> AbstractContextManager[None]:
-    """Attention whose backward pass is fast there: on a CPU the fused kernel's takes three times as long in bf16."""
+    """Around forward and backward passes: attention that is fast there.
+
+    On a CPU the fused kernel's backward pass takes three times as long in bf16 as plain matrix products, which keep more in
+    memory.
+    """
     chosen: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     return chosen
 

@@ -29,7 +29,7 @@ from svi.training import state
 from svi.training.config import TrainingConfig, differences
 from svi.training.distributed import agree, mean_over_ranks, step_generator
 from svi.training.events import Note, Saved, Stepped, Validated
-from svi.training.learner import Learner
+from svi.training.learner import Learner, trainable_attention
 from svi.training.methods import StepResult, density, error_recycling_step
 from svi.training.optim import learning_rate
 from svi.training.record import Record, environment
@@ -156,7 +156,7 @@ class Trainer:
         for micro in range(config.accumulation):
             batch = next(self.loader)
             generator = step_generator(self.config.loop.seed, self.accelerator.process_index, self.step, micro)
-            with learner.batch():
+            with learner.batch(), trainable_attention(self.accelerator.device):
                 result = self._forward(batch, generator)
                 if not agree(bool(torch.isfinite(result.loss)), self.accelerator):
                     raise FloatingPointError(

@@ -5,6 +5,7 @@ Knows nothing about videos on disk. It favours over-exposed and degraded frames 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,9 +31,9 @@ class PerFrameMean(FrameMetric):
         mean = mean_over_windows(values, [stop - start for start, stop in parts], self.setup.mode)
         return Score(100 * mean, series, {"worst": 100 * float(scores.min())})
 
+    @abstractmethod
     def per_frame(self, rows: np.ndarray) -> np.ndarray:
         """``(n, d)`` rows to ``(n,)`` scores in [0, 1]."""
-        raise NotImplementedError
 
 
 class AestheticQuality(PerFrameMean):

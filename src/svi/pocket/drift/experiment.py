@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from svi.conditioning.policy import PRESETS, get_policy
+from svi.conditioning.policy import MECHANISMS, POLICIES, get_policy
 from svi.errors import UserError, nearest
 from svi.pocket.scene import CAMERAS, FAMILIES, LIGHTINGS
 from svi.solvers import SOLVERS
@@ -202,7 +202,31 @@ def long() -> Experiment:
     )
 
 
-EXPERIMENTS: dict[str, Callable[[], Experiment]] = {"quick": quick, "base": base, "main": main, "long": long}
+def mechanisms() -> Experiment:
+    """What other methods do against drift, each mechanism alone on the plain base (``svi bench miniature`` shows their videos)."""
+    return Experiment(
+        name="mechanisms",
+        about="Noise on the carried frame, guidance by history, inverted order and padding with an anchor, untrained.",
+        scenes={"standing": STANDING},
+        arms={
+            "base": Arm(),
+            **{name: Arm(preset=name) for name in MECHANISMS},
+            "anchor": Arm(preset="shot"),
+            **CONTROLS,
+        },
+        worlds=32,
+        clips=50,
+        videos=1,
+    )
+
+
+EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
+    "quick": quick,
+    "base": base,
+    "main": main,
+    "long": long,
+    "mechanisms": mechanisms,
+}
 
 
 def load_experiment(name: str) -> Experiment:
@@ -239,7 +263,7 @@ def checked(experiment: Experiment, where: str) -> Experiment:
     """
     for name, arm in experiment.arms.items():
         place = f"{where}: arm {name}"
-        _known(arm.preset, PRESETS, f"{place}: unknown preset")
+        _known(arm.preset, POLICIES, f"{place}: unknown preset")
         if get_policy(arm.preset).drive is not None:
             raise UserError(
                 f"{place}: preset {arm.preset} needs {get_policy(arm.preset).drive}, which worlds do not give"

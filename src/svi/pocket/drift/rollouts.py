@@ -18,7 +18,7 @@ from svi.conditioning.policy import ConditioningPolicy, get_policy
 from svi.conditioning.window import to_video
 from svi.errors import UserError
 from svi.generation.clip import ClipPlan
-from svi.generation.rollout import rollout_batch
+from svi.generation.rollout import as_seen
 from svi.geometry import Geometry
 from svi.pocket.drift.experiment import Arm, Experiment, Scene
 from svi.pocket.storyboard import Beat
@@ -140,13 +140,13 @@ def clips_of(
     if arm.source == "model":
         assert backend is not None
         info = backend.info
-        plans = (
+        plans = [
             [plan(arm, info, world, window, clip, seed) for world, seed in zip(worlds, seeds, strict=True)]
             for clip in range(clips)
-        )
+        ]
         memory = ClipMemory.start(torch.from_numpy(np.stack([world.render(0.0) for world in worlds])))
-        for made in rollout_batch(plans, memory, backend=backend, policy=policy_of(arm)):
-            yield [clip.new_frames.numpy() for clip in made]
+        for videos in as_seen(plans, memory, backend=backend, policy=policy_of(arm)):
+            yield [frames.numpy() for frames in videos]
         return
     for index in range(clips):
         skip = window.overlap if index else 0

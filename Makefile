@@ -29,12 +29,15 @@ $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(USER_STAMP)
 
-demo: $(USER_STAMP)  ## make the bundled story with the built-in model in runs/demo, and show what was made
-	@rm -rf runs/demo
-	$(BIN)/svi generate --out runs/demo
-	$(BIN)/svi show runs/demo --sheet runs/demo/contact-sheet.png
-	@echo 'The video is runs/demo/video.mp4, its contact sheet runs/demo/contact-sheet.png.'
-	@echo 'Go on with it: $(BIN)/svi extend runs/demo --clips 5'
+demo: $(USER_STAMP)  ## make the bundled story with the built-in model, plain and with error recycling, and show both
+	@rm -rf runs/demo runs/demo-plain
+	$(BIN)/svi generate --out runs/demo-plain
+	$(BIN)/svi generate --preset shot --lora shot --out runs/demo
+	$(BIN)/svi show runs/demo-plain --sheet runs/demo/contact-sheet.png --rows 8 --columns 3 --beside runs/demo
+	@echo 'Plain image to video:   runs/demo-plain/video.mp4'
+	@echo 'With error recycling:   runs/demo/video.mp4'
+	@echo 'Both, side by side:     runs/demo/contact-sheet.png'
+	@echo 'Go on with it:          $(BIN)/svi extend runs/demo --clips 5'
 
 test: $(DEV_STAMP)  ## run the tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto -q

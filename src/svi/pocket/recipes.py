@@ -36,12 +36,12 @@ def _pocket(name: str, published: str) -> TrainingConfig:
             "model": MODEL,
             "lora": Lora(rank=32, alpha=32.0),
             "data": base.data.model_copy(
-                update={"source": "pocket-world", "preset": base.data.preset, "batch_size": 16, "clips": 4096}
+                update={"source": "pocket-world", "preset": base.data.preset, "batch_size": 16, "clips": 2048}
             ),
             "recycling": replace(base.recycling, image_error_frames=frames),
             "loss": Loss(density="stratified"),
             "optimizer": Optimizer(lr=5e-4, warmup_steps=50, schedule="cosine"),
-            "loop": Loop(steps=2500, save_every=250, validate_every=500),
+            "loop": Loop(steps=1500, save_every=250, validate_every=500),
         }
     )
 

@@ -73,10 +73,12 @@ def record() -> Path:
 
 def fingerprint() -> str:
     """Of the pocket model's files, as recorded values are tied to it."""
+    from svi.backends.lora import FOLDER as LORAS
     from svi.backends.weights import find_model
 
     folder = find_model("pocket")
-    parts = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file())
+    parts = sorted(path for path in files if path.relative_to(folder).parts[0] != LORAS)  # no LoRA is loaded
     return sha256(
         b"".join(f"{path.relative_to(folder).as_posix()} {sha256(path.read_bytes())}\n".encode() for path in parts)
     )

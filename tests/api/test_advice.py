@@ -24,9 +24,9 @@ def settings(**changes: Any) -> RunSettings:
 
 
 def facts(clips: int | None = 10, **changes: Any) -> Facts:
-    fields = {
-        name: changes.pop(name) for name in ("prompts", "seeds", "stored", "vae_dtype", "vae_tiled") if name in changes
-    }
+    names = ("prompts", "seeds", "stored", "vae_dtype", "vae_tiled", "merged")
+    fields = {name: changes.pop(name) for name in names if name in changes}
+    changes.setdefault("loras", {"svi-shot": 1.0})
     usual = {"prompts": (LONG,), "seeds": tuple(42 * clip for clip in range(clips or 3)), "vae_dtype": "float32"}
     return Facts(settings(**changes), Geometry(), clips, **{**usual, **fields})
 
@@ -34,9 +34,12 @@ def facts(clips: int | None = 10, **changes: Any) -> Facts:
 def test_published_settings_are_not_talked_about():
     assert advice(facts()) == ()
     assert advice(facts(None, preset="pro", guidance=4.0)) == ()
+    assert advice(facts(preset="wan", loras={})) == ()
+    assert advice(facts(loras={}, merged=True)) == ()
 
 
 CASES: list[tuple[dict[str, Any], str]] = [
+    ({"loras": {}}, "preset shot without its LoRA"),
     ({"num_frames": 121}, "121 frames per clip: the model was trained on 81"),
     ({"width": 1280, "height": 720}, "1280x720 has 2.3 times the area the model was trained on (832x480)"),
     ({"width": 480, "height": 832}, "480x832 is far from the shape"),

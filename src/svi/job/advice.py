@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from svi.backends.base import Backend, ModelInfo
 from svi.backends.catalogue import LORAS
+from svi.backends.lora import MERGED
 from svi.backends.placement import NO_QUANTISATION
 from svi.conditioning.policy import get_policy
 from svi.generation.manifest import RunSettings
@@ -39,6 +40,7 @@ class Facts:
         prompts, seeds: of the clips, of the first ``LOOKED_AT`` at most.
         stored: how the files of the weights hold their numbers, where they are quantised.
         vae_dtype, vae_tiled: how the VAE computes; empty and False before it is loaded.
+        merged: whether LoRAs are part of the weights already.
     """
 
     settings: RunSettings
@@ -49,6 +51,7 @@ class Facts:
     stored: str | None = None
     vae_dtype: str = ""
     vae_tiled: bool = False
+    merged: bool = False
 
     @property
     def trained(self) -> str:
@@ -90,6 +93,12 @@ class Facts:
     def has_svi(self) -> bool:
         """Whether the preset was published with LoRAs of its own."""
         return bool(LORAS.get(self.settings.preset))
+
+    @property
+    def untaught(self) -> bool:
+        """Whether no LoRA tells the base what the preset's conditioning means."""
+        taught = any(not DISTILLED.search(name) for name in self.settings.loras)
+        return self.has_svi and not (taught or self.merged)
 
     @property
     def from_pixels(self) -> bool:
@@ -135,6 +144,13 @@ class Rule:
 # Sources: [tips] pinned advice of SVI's authors (issue 51 of their repository) and docs/svi/tips.md; [comfyui] docs/svi/comfyui.md;
 # [devlog] docs/DevLog.md; [users] threads in that repository, in those of the ComfyUI wrapper, and in users' notes (wanx).
 RULES: tuple[Rule, ...] = (
+    Rule(
+        "untaught",
+        lambda f: f.untaught,
+        "preset {f.settings.preset} without its LoRA: a base does not know this conditioning, and pictures fall apart; give "
+        "--lora NAME or FILE, or take preset wan",
+        "docs/experiments.md: shot-untrained ends at 9 dB, wan at 12, shot at 27",
+    ),
     Rule(
         "frames",
         lambda f: f.settings.num_frames != f.geometry.num_frames,
@@ -223,6 +239,7 @@ def facts_of(prepared: Prepared, geometry: Geometry, info: ModelInfo, backend: B
         info.stored,
         str(getattr(vae, "dtype", "")).removeprefix("torch."),
         bool(getattr(vae, "use_tiling", False)),
+        bool(info.defaults.get(MERGED)),
     )
 
 

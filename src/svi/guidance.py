@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-TIMESTEPS = 1000.0  # of a noise level of 1
+from svi.schedule import is_high
 
 Branch = Literal["full", "without_text", "without_both", "without_history"]
 """``full``: the prompt and all the rest. ``without_text``: the negative prompt, the rest kept (as published for Dance's
@@ -36,12 +36,6 @@ def combine_further(
     (vanilla history guidance, arXiv 2502.06764, with text guidance on top of it).
     """
     return without_both + text_scale * (full - without_text) + further_scale * (without_text - without_both)
-
-
-def _at_least(sigma: float, boundary: float) -> bool:
-    """As experts compare: timesteps in fp32, so that a level on the boundary belongs to the high-noise expert."""
-    level = TIMESTEPS * torch.tensor(sigma, dtype=torch.float32)
-    return bool(level >= torch.tensor(TIMESTEPS * boundary, dtype=torch.float32))
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class Guidance:
 
     def text_scale(self, sigma: float) -> float:
         """Text scale at noise level ``sigma``."""
-        low = self.boundary is not None and not _at_least(sigma, self.boundary)
+        low = self.boundary is not None and not is_high(torch.tensor(sigma), self.boundary)
         return self.low_noise_text if low and self.low_noise_text is not None else self.text
 
     @property

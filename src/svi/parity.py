@@ -24,7 +24,7 @@ from svi.backends.base import ModelInfo
 from svi.backends.encoders import TEXT_TOKENS, TextEncoder, clip_features, clip_pixels
 from svi.backends.lora import LoraSpec, load_loras
 from svi.backends.placement import Placement
-from svi.backends.wan import TIMESTEPS, WanBackend
+from svi.backends.wan import WanBackend
 from svi.backends.weights import quiet_libraries, read_json, safetensors
 from svi.condition import ClipCondition
 from svi.conditioning.encodings import Encodings
@@ -34,6 +34,7 @@ from svi.conditioning.window import to_video
 from svi.errors import UserError
 from svi.generation.clip import Clip, ClipPlan
 from svi.generation.rollout import rollout
+from svi.schedule import TIMESTEPS
 
 LORA_FILE = "lora-official-names.safetensors"
 # The kit's variants that are not presets, as changes to one.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 TABLE_STEPS = 1000
+TIMESTEPS = 1000.0  # of a noise level of 1: what models are told
 """Entries of the published training table of noise levels."""
 
 
@@ -134,3 +135,12 @@ class SigmaBuckets:
         """Index of the bucket nearest to each ``sigma`` (any shape), int64; a tie goes to the higher level."""
         distance = (sigma[..., None].float() - self.sigmas.to(sigma.device)).abs()
         return distance.argmin(dim=-1)
+
+
+def is_high(sigma: Tensor, boundary: float) -> Tensor:
+    """Which noise levels belong to the high-noise expert, ``(B,)`` bool.
+
+    Compared as timesteps in fp32, as the published pipelines do: with ``sigma`` itself, a level that lies on the boundary but
+    for its last bit would fall to the other side.
+    """
+    return TIMESTEPS * sigma.float() >= torch.tensor(TIMESTEPS * boundary, dtype=torch.float32, device=sigma.device)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from svi.backends.experts import Expert, Experts, HasExperts, choose_keep, is_high
+from svi.backends.experts import Expert, Experts, HasExperts, choose_keep
 from svi.backends.wan import load_backend
 from svi.conditioning.policy import PRESETS
 from svi.errors import UserError
-from svi.schedule import shifted_sigmas
+from svi.schedule import is_high, shifted_sigmas
 
 CPU = torch.device("cpu")
 

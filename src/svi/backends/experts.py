@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from svi.errors import UserError, nearest
+from svi.schedule import is_high
 
 Side = Literal["high", "low"]
 Keep = Literal["both", "swap", "reload"]
 SIDES: tuple[Side, Side] = ("high", "low")
-TIMESTEPS = 1000.0
 WAN_BOUNDARY = 0.9  # as Wan's own configuration of I2V-A14B has it; SVI changes at 0.875
 HEADROOM = 1.25  # room left beside the weights, for activations and what else runs
 
@@ -31,15 +31,6 @@ class HasExperts(Protocol):
     def set_expert_boundary(self, boundary: float | None) -> None:
         """Noise level at and above which the high-noise expert works; None = as the model's authors have it."""
         ...
-
-
-def is_high(sigma: Tensor, boundary: float) -> Tensor:
-    """Which noise levels belong to the high-noise expert, ``(B,)`` bool.
-
-    Compared as timesteps in fp32, as the published pipelines do: with ``sigma`` itself, a level that lies on the boundary but
-    for its last bit would fall to the other side.
-    """
-    return TIMESTEPS * sigma.float() >= torch.tensor(TIMESTEPS * boundary, dtype=torch.float32, device=sigma.device)
 
 
 def choose_keep(device: torch.device, expert_bytes: int) -> tuple[Keep, str]:

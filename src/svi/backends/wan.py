@@ -17,7 +17,7 @@ from svi.backends import step_cache
 from svi.backends.base import Backend, ModelInfo
 from svi.backends.decoder import decoded
 from svi.backends.encoders import TEXT_TOKENS, TextEncoder, clip_features, clip_pixels
-from svi.backends.experts import TIMESTEPS, Experts, Keep, Side
+from svi.backends.experts import Experts, Keep, Side
 from svi.backends.models_packing import beside, in_place, token_timesteps, towards_given
 from svi.backends.models_parts import refuse_unfit
 from svi.backends.models_vae import codec
@@ -27,12 +27,13 @@ from svi.backends.text_cache import Encode, TextCache, cached, default_folder, i
 from svi.condition import ClipCondition
 from svi.errors import UserError
 from svi.geometry import Geometry
+from svi.schedule import TIMESTEPS
 
 if TYPE_CHECKING:
     from svi.backends.lora import LoraSpec
     from svi.backends.weights import Parts
 
-__all__ = ["TIMESTEPS", "WanBackend", "load_backend"]
+__all__ = ["WanBackend", "load_backend"]
 
 
 class WanBackend:

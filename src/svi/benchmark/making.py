@@ -137,8 +137,14 @@ def _backend(bench: Bench, method: Method, model: str, place: Place) -> Backend 
     """The model of a method, where there is something left to make with it."""
     if method.control not in (None, VAE) or all(_is_made(bench, method, case) for case in bench.cases):
         return None
-    here = {"device": place.device, "dtype": place.dtype, "download": place.download, "on_event": place.on_event}
-    return api.load(method.model or model, loras=method.loras, **here)  # type: ignore[arg-type]
+    return api.load(
+        method.model or model,
+        loras=method.loras,
+        device=place.device,
+        dtype=place.dtype,
+        download=place.download,
+        on_event=place.on_event,
+    )
 
 
 def _is_made(bench: Bench, method: Method, case: Case) -> bool:

@@ -138,8 +138,16 @@ def _plan_words(verb: argparse.ArgumentParser) -> None:
 
 def _generate_words(verb: argparse.ArgumentParser) -> None:
     _suite_words(verb)
-    method = {"nargs": "+", "action": "extend", "required": True, "metavar": "METHOD"}
-    verb.add_argument("--method", "--methods", dest="method", help="what makes videos, see above", **method)  # type: ignore[arg-type]
+    verb.add_argument(
+        "--method",
+        "--methods",
+        dest="method",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="METHOD",
+        help="what makes videos, see above",
+    )
     verb.add_argument("--out", required=True, metavar="DIR", help="folder of the benchmark")
     _making_words(verb)
     together = "videos made side by side (pocket suite): faster, plain files instead of run folders (default: 1)"
